@@ -1,0 +1,82 @@
+package sqldb
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Builder puts a query together from parts with "?" placeholders, which become $1, $2 … in order.
+type Builder struct {
+	text strings.Builder
+	args []any
+}
+
+// NewQuery starts a query.
+func NewQuery(text string, args ...any) *Builder { return new(Builder).Add(text, args...) }
+
+// Add appends a blank and the text; it panics when the number of "?" and of args differ, which is a
+// mistake in the code. Texts with a literal "?" are not supported.
+func (b *Builder) Add(text string, args ...any) *Builder {
+	if b.text.Len() > 0 {
+		b.text.WriteByte(' ')
+	}
+	if n := strings.Count(text, "?"); n != len(args) {
+		panic(fmt.Sprintf("sqldb: %d placeholders and %d arguments in %q", n, len(args), text))
+	}
+	for {
+		before, rest, found := strings.Cut(text, "?")
+		b.text.WriteString(before)
+		if !found {
+			break
+		}
+		b.args = append(b.args, args[0])
+		args = args[1:]
+		b.text.WriteByte('$')
+		b.text.WriteString(strconv.Itoa(len(b.args)))
+		text = rest
+	}
+	return b
+}
+
+// SQL returns the text.
+func (b *Builder) SQL() string { return b.text.String() }
+
+// Args returns the arguments in the order of their placeholders.
+func (b *Builder) Args() []any { return b.args }
+
+// Micros is how a time is stored: microseconds since 1970 in UTC; the zero time is 0.
+func Micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+// FromMicros is the reverse of Micros.
+func FromMicros(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}
+
+// ScanMicros reads a stored time into t.
+func ScanMicros(t *time.Time) *MicrosScanner { return &MicrosScanner{t} }
+
+// MicrosScanner implements sql.Scanner for ScanMicros.
+type MicrosScanner struct{ to *time.Time }
+
+// Scan accepts an integer or NULL.
+func (s *MicrosScanner) Scan(src any) error {
+	switch v := src.(type) {
+	case int64:
+		*s.to = FromMicros(v)
+	case nil:
+		*s.to = time.Time{}
+	default:
+		return fmt.Errorf("scan time from %T", src)
+	}
+	return nil
+}
