@@ -1,0 +1,46 @@
+# Steward. `make run` starts the main job, `make test` proves it; `make help` lists the rest.
+SHELL       := /bin/bash
+.DEFAULT_GOAL := help
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+GOFLAGS     += -trimpath
+export CGO_ENABLED ?= 0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 20s
+BENCHTIME   ?= 1s
+
+.PHONY: help build run demo test test-components check generate bench fuzz clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+build: ## build bin/steward, bin/steward-agent and bin/steward-bench
+	@mkdir -p bin
+	go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+run: build ## build and start server, demo fleet and this machine as a device
+	bin/steward demo
+
+demo: build ## take this machine through a whole life, once
+	bin/steward demo --once
+
+test: build test-components ## install what the tests need (as root) and run all tests
+	scripts/test
+
+test-components:
+	scripts/install-test-components
+
+check: ## format, vet, linters, generated files, architecture
+	scripts/check
+
+generate: build ## write api/openapi.yaml anew from the code
+	bin/steward openapi > api/openapi.yaml
+
+bench: build ## run the benchmarks of docs/benchmarks.md
+	scripts/bench
+
+fuzz: ## fuzz every parser for FUZZTIME each
+	scripts/fuzz $(FUZZTIME)
+
+clean: ## remove what was built
+	rm -rf bin dist
