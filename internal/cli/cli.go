@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"steward/internal/client"
 )
 
 // The exit codes.
@@ -57,10 +59,11 @@ func exitCode(err error) int {
 		return exitOK
 	}
 	var usage *usageError
-	if errors.As(err, &usage) {
+	var settings *client.SettingsError
+	if errors.As(err, &usage) || errors.As(err, &settings) {
 		return exitUsage
 	}
-	var p *Problem
+	var p *client.Problem
 	if errors.As(err, &p) {
 		switch {
 		case p.Status == http.StatusNotFound:
@@ -75,7 +78,7 @@ func exitCode(err error) int {
 		return exitFailed
 	}
 	switch {
-	case errors.Is(err, errUnreachable):
+	case errors.Is(err, client.ErrUnreachable):
 		return exitUnreachable
 	case errors.Is(err, fs.ErrNotExist):
 		return exitNotFound
@@ -129,7 +132,7 @@ func inGroup(group string, cmds ...*cobra.Command) []*cobra.Command {
 	return cmds
 }
 
-func (a *app) client() (*Client, error) {
+func (a *app) client() (*client.Client, error) {
 	s, err := a.flags.settings()
 	if err != nil {
 		return nil, err
@@ -137,7 +140,7 @@ func (a *app) client() (*Client, error) {
 	if s.URL == "" {
 		return nil, usagef("no server: run `steward login URL`, or give --url and --token, or --server-data DIR")
 	}
-	return NewClient(s)
+	return client.New(s)
 }
 
 func (a *app) printer(cmd *cobra.Command) (printer, error) {
@@ -149,7 +152,7 @@ func (a *app) printer(cmd *cobra.Command) (printer, error) {
 }
 
 // both returns client and printer, which nearly every command needs.
-func (a *app) both(cmd *cobra.Command) (*Client, printer, error) {
+func (a *app) both(cmd *cobra.Command) (*client.Client, printer, error) {
 	p, err := a.printer(cmd)
 	if err != nil {
 		return nil, p, err

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"steward/internal/client"
 )
 
 // column is one column of a table for people: a title and the path of the value in the object, with
@@ -26,10 +28,10 @@ type printer struct {
 }
 
 // list writes objects as a table, or as a JSON or YAML list.
-func (p printer) list(items []Object, columns []column) error {
+func (p printer) list(items []client.Object, columns []column) error {
 	if p.format != "table" {
 		if items == nil {
-			items = []Object{}
+			items = []client.Object{}
 		}
 		return p.value(items)
 	}
@@ -81,7 +83,7 @@ func (p printer) say(v any, format string, args ...any) error {
 	return err
 }
 
-func (p printer) cell(item Object, path string) string {
+func (p printer) cell(item client.Object, path string) string {
 	path, format, _ := strings.Cut(path, "|")
 	v := lookup(item, path)
 	if v == nil {
@@ -102,7 +104,7 @@ func (p printer) cell(item Object, path string) string {
 	return formatScalar(v)
 }
 
-func lookup(item Object, path string) any {
+func lookup(item client.Object, path string) any {
 	var v any = item
 	for part := range strings.SplitSeq(path, ".") {
 		m, ok := v.(map[string]any)

@@ -7,48 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"steward/internal/client"
 )
-
-// Settings say which server to speak to and as whom.
-type Settings struct {
-	URL    string `json:"url"`
-	Token  string `json:"token"`
-	CA     string `json:"ca,omitempty"`     // PEM, when the console's certificate is not publicly trusted
-	Tenant string `json:"tenant,omitempty"` // only for administrators of the installation
-}
-
-// Bootstrap is the content of DIR/bootstrap.json, which a server writes once it serves (mode 0600).
-type Bootstrap struct {
-	Console    string         `json:"console"`    // URL of console and API
-	Link       string         `json:"link"`       // URL that devices use
-	CA         string         `json:"ca"`         // PEM roots of the link's and the console's TLS certificates
-	Admin      BootstrapAdmin `json:"admin"`      // the first administrator
-	Token      string         `json:"token"`      // API token of the first administrator
-	LedgerKey  string         `json:"ledger_key"` // verifier key of the ledger's tree head
-	IssuerKey  string         `json:"issuer_key"` // PEM public key that signs disposal certificates
-	ServerPID  int            `json:"server_pid"`
-	Version    string         `json:"version"`
-	DataFormat int            `json:"data_format"` // of this file
-}
-
-// BootstrapAdmin are the credentials of the first administrator. Password is empty once it was changed.
-type BootstrapAdmin struct {
-	Name     string `json:"name"`
-	Password string `json:"password,omitempty"`
-}
-
-// ReadBootstrap reads DIR/bootstrap.json.
-func ReadBootstrap(dir string) (Bootstrap, error) {
-	var b Bootstrap
-	data, err := os.ReadFile(filepath.Join(dir, "bootstrap.json"))
-	if err != nil {
-		return b, fmt.Errorf("read the server's bootstrap file: %w", err)
-	}
-	if err := json.Unmarshal(data, &b); err != nil {
-		return b, fmt.Errorf("read the server's bootstrap file: %w", err)
-	}
-	return b, nil
-}
 
 // flags that every command has; they win over the environment, which wins over the settings file.
 type globalFlags struct {
@@ -64,17 +25,17 @@ func settingsPath() (string, error) {
 }
 
 // settings joins flags, environment and the settings file.
-func (g *globalFlags) settings() (Settings, error) {
+func (g *globalFlags) settings() (client.Settings, error) {
 	s, err := savedSettings()
 	if err != nil {
 		return s, err
 	}
 	if dir := first(g.data, os.Getenv("STEWARD_DATA")); dir != "" {
-		b, err := ReadBootstrap(dir)
+		b, err := client.ReadBootstrap(dir)
 		if err != nil {
 			return s, err
 		}
-		s = Settings{URL: b.Console, Token: b.Token, CA: b.CA}
+		s = client.Settings{URL: b.Console, Token: b.Token, CA: b.CA}
 	}
 	s.URL = first(g.url, os.Getenv("STEWARD_URL"), s.URL)
 	s.Token = first(g.token, os.Getenv("STEWARD_TOKEN"), s.Token)
@@ -82,8 +43,8 @@ func (g *globalFlags) settings() (Settings, error) {
 	return s, nil
 }
 
-func savedSettings() (Settings, error) {
-	var s Settings
+func savedSettings() (client.Settings, error) {
+	var s client.Settings
 	path, err := settingsPath()
 	if err != nil {
 		return s, nil // no home directory: flags and environment must do
@@ -101,7 +62,7 @@ func savedSettings() (Settings, error) {
 	return s, nil
 }
 
-func saveSettings(s Settings) (string, error) {
+func saveSettings(s client.Settings) (string, error) {
 	path, err := settingsPath()
 	if err != nil {
 		return "", err

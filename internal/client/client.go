@@ -1,4 +1,5 @@
-package cli
+// Package client speaks to a server's public API: for the command line, the demo and tests.
+package client
 
 import (
 	"bytes"
@@ -28,17 +29,17 @@ type Client struct {
 // maxAnswerBytes bounds what the client reads of one answer into memory.
 const maxAnswerBytes = 64 << 20
 
-// NewClient returns a client of the server that the settings name.
-func NewClient(s Settings) (*Client, error) {
+// New returns a client of the server that the settings name.
+func New(s Settings) (*Client, error) {
 	u, err := url.Parse(s.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, usagef("server URL %q: want http(s)://host[:port]; run `steward login URL` or give --url", s.URL)
+		return nil, settingsErrorf("server URL %q: want http(s)://host[:port]; give --url", s.URL)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	if s.CA != "" {
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM([]byte(s.CA)) {
-			return nil, usagef("the CA of the settings has no PEM certificate")
+			return nil, settingsErrorf("the CA of the settings has no PEM certificate")
 		}
 		transport.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 	}
@@ -115,8 +116,17 @@ func (c *Client) Do(ctx context.Context, call Call, out any) error {
 	return nil
 }
 
-// errUnreachable is wrapped when no answer came.
-var errUnreachable = errors.New("server not reachable")
+// SettingsError is a mistake in the settings, not an answer of a server.
+type SettingsError struct{ text string }
+
+func (e *SettingsError) Error() string { return e.text }
+
+func settingsErrorf(format string, args ...any) error {
+	return &SettingsError{fmt.Sprintf(format, args...)}
+}
+
+// ErrUnreachable is wrapped when no answer came.
+var ErrUnreachable = errors.New("server not reachable")
 
 // send returns an answer of a 2xx status with its body open, or an error.
 func (c *Client) send(ctx context.Context, call Call) (*http.Response, error) {
@@ -147,7 +157,7 @@ func (c *Client) send(ctx context.Context, call Call) (*http.Response, error) {
 			return checkAnswer(resp)
 		}
 		if streaming || try == 2 || ctx.Err() != nil {
-			return nil, fmt.Errorf("%w at %s: %w", errUnreachable, c.base, err)
+			return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, c.base, err)
 		}
 		select {
 		case <-time.After(time.Duration(try+1) * 300 * time.Millisecond):
