@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // The sentinels that callers branch on.
@@ -26,6 +27,9 @@ var (
 type Error struct {
 	Kind   error  // one of the sentinels
 	Detail string // one sentence for people: what happened and what to do
+
+	Code       string        // stable word for programs (wire.Code…); empty when nobody acts on it
+	RetryAfter time.Duration // when to ask again; 0 says nothing about it
 }
 
 func (e *Error) Error() string { return e.Detail }
@@ -37,6 +41,16 @@ func (e *Error) Unwrap() error { return e.Kind }
 // by its text, not wrapped, so that nothing internal leaks into the kind.
 func New(kind error, format string, args ...any) error {
 	return &Error{Kind: kind, Detail: fmt.Sprintf(format, args...)}
+}
+
+// Coded is New with a code that devices and other programs act on.
+func Coded(kind error, code, format string, args ...any) error {
+	return &Error{Kind: kind, Code: code, Detail: fmt.Sprintf(format, args...)}
+}
+
+// Later is Coded for a refusal that may be lifted: ask again after the given time.
+func Later(kind error, code string, after time.Duration, format string, args ...any) error {
+	return &Error{Kind: kind, Code: code, RetryAfter: after, Detail: fmt.Sprintf(format, args...)}
 }
 
 // Field is one thing that is wrong with the caller's input.

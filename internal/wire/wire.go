@@ -114,4 +114,13 @@ const (
 	CodePending         = "enrollment-pending"
 	CodeDocumentMissing = "document-missing"
 	CodeTooMany         = "too-many-requests"
+
+	CodeCertificateRequired = "certificate-required"   // the path needs a client certificate and none was sent
+	CodeExpired             = "certificate-expired"    // stop, tell the operator: a new token is needed
+	CodeSuperseded          = "certificate-superseded" // a newer certificate of this device has been used since
+	CodeQuarantined         = "device-quarantined"     // may report, gets nothing to install
+	CodeKeyRefused          = "key-refused"            // weak, or another device's: make a new key
+	CodeRequestInvalid      = "request-invalid"        // malformed: sending it again won't help
+	CodeProtocol            = "protocol-unknown"       // newer than the server's, which Steward-Protocol names
+	CodeRenewEarly          = "renewal-early"          // less than half of the certificate's life has passed
 )
