@@ -49,6 +49,11 @@ type Op struct {
 	Role    Role   // the least role that may call it; Nobody makes it public
 	Status  int    // of success; 0 means 200
 	MaxBody int64  // bytes; 0 means 1 MiB
+
+	// Of stream operations only, for their description:
+	Accept  string            // media type of the request's body, e.g. "text/csv"; empty when it has none
+	Produce string            // media type of the answer; empty when it has none
+	Query   map[string]string // query parameters and what they mean; others are refused
 }
 
 // Register adds an operation. The handler gets who asks, already checked against op.Role, and a

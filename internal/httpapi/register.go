@@ -25,6 +25,23 @@ func register[I, O any](a *API, op Op, handler func(ctx context.Context, who Pri
 	})
 }
 
+func (a *API) stream(op Op, handler StreamHandler) {
+	a.mux.HandleFunc(op.Method+" /api/v1"+op.Path, func(w http.ResponseWriter, r *http.Request) {
+		who, err := a.cfg.Auth.Authenticate(r)
+		if err != nil && op.Role > Nobody {
+			http.Error(w, err.Error(), http.StatusUnauthorized)
+			return
+		}
+		if who.Role < op.Role {
+			http.Error(w, "this needs the role "+op.Role.String(), http.StatusForbidden)
+			return
+		}
+		if err := handler(w, r, who); err != nil {
+			http.Error(w, err.Error(), Status(err))
+		}
+	})
+}
+
 func (a *API) admit(ctx huma.Context, op Op, next func(huma.Context)) {
 	r, _ := unwrap(ctx)
 	who, err := a.cfg.Auth.Authenticate(r)
