@@ -153,6 +153,25 @@ func (s Selector) And(other Selector) Selector {
 	return Selector{requirements: slices.Concat(s.requirements, other.requirements)}
 }
 
+// Anchor is one requirement that a matching device fulfils by having a label: the key with one of the
+// values, or with any value when Values is empty.
+type Anchor struct {
+	Key    string
+	Values []string
+}
+
+// Anchors returns the requirements that can be answered by an index over labels, so that a query can
+// start from the smallest of them. The others ("!=", "notin", "!key") only rule devices out.
+func (s Selector) Anchors() []Anchor {
+	var out []Anchor
+	for _, r := range s.requirements {
+		if r.op == exists || r.op == in {
+			out = append(out, Anchor{Key: r.key, Values: slices.Clone(r.values)})
+		}
+	}
+	return out
+}
+
 // Matches tells whether a device with these labels is picked.
 func (s Selector) Matches(labels map[string]string) bool {
 	for _, r := range s.requirements {
