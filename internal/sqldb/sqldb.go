@@ -101,12 +101,13 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	}
 	const pragmas = "_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=cache_size(-16000)"
-	write, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&"+pragmas)
+	file := "file:" + uriPath.Replace(path)
+	write, err := sql.Open("sqlite", file+"?_txlock=immediate&"+pragmas)
 	if err != nil {
 		return nil, fmt.Errorf("open sqlite: %w", err)
 	}
 	write.SetMaxOpenConns(1)
-	read, err := sql.Open("sqlite", "file:"+path+"?"+pragmas+"&_pragma=query_only(ON)")
+	read, err := sql.Open("sqlite", file+"?"+pragmas+"&_pragma=query_only(ON)")
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open sqlite: %w", err), write.Close())
 	}
@@ -118,6 +119,9 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	}
 	return db, nil
 }
+
+// uriPath escapes what has a meaning in SQLite's file URIs (https://www.sqlite.org/uri.html).
+var uriPath = strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23")
 
 func openPostgres(ctx context.Context, url string) (*DB, error) {
 	pool, err := sql.Open("pgx", url)
