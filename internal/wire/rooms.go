@@ -33,7 +33,7 @@ type Component struct {
 	Type          string            `json:"type"` // "files"
 	Artifact      string            `json:"artifact"`
 	Architectures []string          `json:"architectures,omitempty"` // GOARCH values; empty fits all
-	Models        []string          `json:"models,omitempty"`        // hardware models; empty fits all
+	Models        []string          `json:"models,omitempty"`        // Machine.Product of the inventory, case ignored; empty fits all
 	Commands      ComponentCommands `json:"commands"`
 }
 
@@ -93,6 +93,15 @@ type UpdateProgress struct {
 	Step       string      `json:"step,omitempty"`   // the step in which it failed: download, verify, pre, switch, post, health
 	Output     string      `json:"output,omitempty"` // end of the failed command's output, at most 2 KiB
 	Changed    time.Time   `json:"changed"`
+	// Reached tells when each state of this attempt was reached, by the device's clock, in order: a
+	// report may be sent only after several.
+	Reached []UpdateReached `json:"reached,omitempty"`
+}
+
+// UpdateReached is one state of an update and when it was reached.
+type UpdateReached struct {
+	State UpdateState `json:"state"`
+	At    time.Time   `json:"at"`
 }
 
 // MonitoringDesired is the desired section "monitoring": how often the device measures and reports.
