@@ -29,8 +29,12 @@ type requirement struct {
 	values []string // sorted
 }
 
-// MaxSelectorBytes bounds the text of a selector.
-const MaxSelectorBytes = 2048
+// Bounds of one selector: of its text, as written and in its canonical form, and of its requirements,
+// each of which is one more condition in SQL.
+const (
+	MaxSelectorBytes = 2048
+	MaxRequirements  = 32
+)
 
 // ParseSelector reads a selector; the empty string gives the one that matches everything.
 func ParseSelector(s string) (Selector, error) {
@@ -45,6 +49,9 @@ func ParseSelector(s string) (Selector, error) {
 			return Selector{}, fmt.Errorf("selector %q: %w", s, err)
 		}
 		sel.requirements = append(sel.requirements, r)
+		if len(sel.requirements) > MaxRequirements {
+			return Selector{}, fmt.Errorf("selector with more than %d requirements", MaxRequirements)
+		}
 		if p.rest == "" {
 			break
 		}
@@ -54,6 +61,9 @@ func ParseSelector(s string) (Selector, error) {
 		if p.rest == "" {
 			return Selector{}, fmt.Errorf("selector %q: nothing after the last comma", s)
 		}
+	}
+	if n := len(sel.String()); n > MaxSelectorBytes {
+		return Selector{}, fmt.Errorf("selector of %d bytes in its canonical form: at most %d", n, MaxSelectorBytes)
 	}
 	return sel, nil
 }
