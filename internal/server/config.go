@@ -1,0 +1,160 @@
+// Package server is the composition root: the only package that sees all rooms. It opens the engines,
+// makes each room, joins what one room needs of another, and serves console, API and link.
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config of a Server. Only DataDir is required.
+type Config struct {
+	DataDir string // holds database, keys, artifacts and metrics; made with mode 0700
+
+	ConsoleAddr string // host:port of console and API; "" means 127.0.0.1:8080; port 0 picks a free one
+	LinkAddr    string // host:port of the devices' door; "" means 0.0.0.0:8443
+
+	// LinkURL is how devices reach the link, e.g. "https://devices.example.com:8443". "" means
+	// the host's name, or 127.0.0.1 when the link listens on a loopback address, and the link's port.
+	LinkURL string
+	// LinkNames are further DNS names and addresses for the link's certificate.
+	LinkNames []string
+
+	// ConsoleCert and ConsoleKey are PEM files for the console's TLS. Without them a console on a
+	// loopback address speaks HTTP, and any other gets a certificate of the link's authority.
+	ConsoleCert, ConsoleKey string
+	// BehindProxy says that a reverse proxy ends TLS in front of the console, so that HTTP on other
+	// than loopback addresses is meant, and that X-Forwarded-For of TrustedProxies is believed.
+	BehindProxy    bool
+	TrustedProxies []netip.Prefix
+
+	Database string // "" means sqlite:DataDir/steward.db; else postgres://…
+	NATS     string // "" means one inside the process; else nats://…
+
+	CertificateLife  time.Duration // of devices; 0 means 90 days
+	MetricsRetention time.Duration // 0 means 15 days
+	ReportInterval   time.Duration // how often devices report; 0 means 60 s
+	// ManagedKeys keeps the release keys on the server. For demos only: whoever has the server then
+	// can sign releases. Pages and API say so.
+	ManagedKeys bool
+
+	Version string
+	Log     *slog.Logger     // nil discards
+	Now     func() time.Time // nil means time.Now
+}
+
+// DefaultConsoleAddr and DefaultLinkAddr are what a server listens on when it isn't told.
+const (
+	DefaultConsoleAddr = "127.0.0.1:8080"
+	DefaultLinkAddr    = "0.0.0.0:8443"
+)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.DataDir == "" {
+		return c, errors.New("a data directory is required")
+	}
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return c, err
+	}
+	c.DataDir = dir
+	if c.ConsoleAddr == "" {
+		c.ConsoleAddr = DefaultConsoleAddr
+	}
+	if c.LinkAddr == "" {
+		c.LinkAddr = DefaultLinkAddr
+	}
+	if c.Database == "" {
+		c.Database = "sqlite:" + filepath.Join(c.DataDir, "steward.db")
+	}
+	if (c.ConsoleCert == "") != (c.ConsoleKey == "") {
+		return c, errors.New("console certificate and key are given together or not at all")
+	}
+	if c.CertificateLife == 0 {
+		c.CertificateLife = 90 * 24 * time.Hour
+	}
+	if c.ReportInterval == 0 {
+		c.ReportInterval = time.Minute
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}
+
+// path returns a path inside the data directory.
+func (c Config) path(parts ...string) string {
+	return filepath.Join(append([]string{c.DataDir}, parts...)...)
+}
+
+// makeDirs makes the data directory; one that others may read is refused, since keys are in it.
+func (c Config) makeDirs() error {
+	for _, dir := range []string{c.DataDir, c.path("keys"), c.path("artifacts"), c.path("metrics")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make data directory: %w", err)
+		}
+	}
+	info, err := os.Stat(c.DataDir)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("data directory %s is open to others (mode %o): it holds keys; chmod 700 it", c.DataDir, info.Mode().Perm())
+	}
+	return nil
+}
+
+// isLoopback tells whether an address is reachable from this machine only.
+func isLoopback(addr net.Addr) bool {
+	ap, err := netip.ParseAddrPort(addr.String())
+	return err == nil && ap.Addr().IsLoopback()
+}
+
+// linkURL is where devices are sent, given the address that the link listens on.
+func (c Config) linkURL(addr net.Addr) string {
+	if c.LinkURL != "" {
+		return strings.TrimSuffix(c.LinkURL, "/")
+	}
+	_, port, _ := net.SplitHostPort(addr.String())
+	host := "127.0.0.1"
+	if !isLoopback(addr) {
+		if name, err := os.Hostname(); err == nil {
+			host = name
+		}
+	}
+	return "https://" + net.JoinHostPort(host, port)
+}
+
+// linkNames are all names and addresses that the link's certificate should be valid for.
+func (c Config) linkNames(addr net.Addr) []string {
+	names := append([]string{"localhost", "127.0.0.1", "::1"}, c.LinkNames...)
+	if host, _, err := net.SplitHostPort(strings.TrimPrefix(c.linkURL(addr), "https://")); err == nil {
+		names = append(names, host)
+	}
+	if isLoopback(addr) {
+		return names
+	}
+	if name, err := os.Hostname(); err == nil {
+		names = append(names, name)
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return names
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() {
+			names = append(names, p.Addr().String())
+		}
+	}
+	return names
+}
