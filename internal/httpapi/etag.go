@@ -16,11 +16,11 @@ func ETag(rev int64) string { return `"` + strconv.FormatInt(rev, 10) + `"` }
 // 13.1.1): nil when it is absent, "*" or lists the revision, fault.Precondition when it does not,
 // *fault.Invalid when it is no list of entity tags. Call it inside of the transaction of the change.
 func CheckMatch(ifMatch string, rev int64) error {
-	tags, any, err := parseTags(ifMatch)
+	tags, star, err := parseTags(ifMatch)
 	if err != nil {
 		return fault.Bad("header.If-Match", "%s", err)
 	}
-	if any || len(tags) == 0 {
+	if star || len(tags) == 0 {
 		return nil
 	}
 	want := ETag(rev)
@@ -36,7 +36,7 @@ func CheckMatch(ifMatch string, rev int64) error {
 // NotModified tells whether the caller's If-None-Match lists the tag (weak comparison), so that 304
 // is the answer. A malformed header counts as absent, as RFC 9110 section 13.1.2 has nothing to refuse.
 func NotModified(ifNoneMatch, tag string) bool {
-	tags, any, err := parseTags(ifNoneMatch)
+	tags, star, err := parseTags(ifNoneMatch)
 	if err != nil || tag == "" {
 		return false
 	}
@@ -45,11 +45,11 @@ func NotModified(ifNoneMatch, tag string) bool {
 			return true
 		}
 	}
-	return any
+	return star
 }
 
 // parseTags reads a list of entity tags or "*".
-func parseTags(header string) (tags []string, any bool, err error) {
+func parseTags(header string) (tags []string, star bool, err error) {
 	rest := strings.TrimSpace(header)
 	if rest == "*" {
 		return nil, true, nil

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"steward/internal/device"
 )
 
@@ -52,11 +54,24 @@ type Principal struct {
 	Actor device.Actor
 	Role  Role
 	Scope device.Scope
+
+	Token        string // ID of the API token that was sent; empty with a session
+	Installation bool   // an admin of the default tenant: may make tenants and act in any
+}
+
+// Schema lists the names for the OpenAPI document and lets a wrong one be refused with its location.
+func (Role) Schema(huma.Registry) *huma.Schema {
+	s := &huma.Schema{Type: huma.TypeString}
+	for r := Viewer; r <= Admin; r++ {
+		s.Enum = append(s.Enum, r.String())
+	}
+	return s
 }
 
 // Authenticator finds out who makes a request, by API token (Authorization: Bearer) or by the
-// console's session cookie. It returns fault.Unauthorized when there is neither or it is not valid.
-// The room access implements it.
+// console's session cookie; a request with an Authorization header is never judged by its cookie. It
+// returns fault.Unauthorized when there is neither or it is not valid, fault.Forbidden when somebody
+// known asks for a tenant that is not theirs. The room access implements it.
 type Authenticator interface {
 	Authenticate(r *http.Request) (Principal, error)
 }

@@ -2,96 +2,79 @@ package httpapi
 
 import (
 	"context"
-	"errors"
 	"net/http"
+	"regexp"
 
 	"github.com/danielgtaylor/huma/v2"
-
-	"steward/internal/fault"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 )
 
-type principalKey struct{}
+// opKey is where the Op of ours travels in a huma operation's metadata.
+const opKey = "op"
+
+// adapter lets huma add its handlers to our table of paths, behind our admission.
+type adapter struct{ *API }
+
+// Handle is called by huma.Register.
+func (d adapter) Handle(hop *huma.Operation, handler func(huma.Context)) {
+	op := hop.Metadata[opKey].(Op)
+	var accepts []string
+	if hop.RequestBody != nil {
+		for mediaType := range hop.RequestBody.Content {
+			accepts = append(accepts, mediaType)
+		}
+	}
+	d.handle(op, gate{accepts: accepts, timeout: d.cfg.Timeout, bodySlack: 1}, func(w http.ResponseWriter, r *http.Request) {
+		handler(humago.NewContext(hop, r, w))
+	})
+}
+
+var opIDPattern = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*$`)
+
+// check panics on an Op that is a mistake in the code.
+func (op Op) check() {
+	if !opIDPattern.MatchString(op.ID) || op.Method == "" || op.Summary == "" || op.Tag == "" || len(op.Path) < 2 || op.Path[0] != '/' {
+		panic("httpapi: operation " + op.ID + " " + op.Path + ": want ID, Method, Path, Summary and Tag")
+	}
+}
 
 func register[I, O any](a *API, op Op, handler func(ctx context.Context, who Principal, in *I) (*O, error)) {
-	h := huma.Operation{
-		OperationID: op.ID, Method: op.Method, Path: "/api/v1" + op.Path, Summary: op.Summary,
-		Description: op.Detail, Tags: []string{op.Tag}, DefaultStatus: op.Status, MaxBodyBytes: op.MaxBody,
-	}
-	h.Middlewares = append(h.Middlewares, func(ctx huma.Context, next func(huma.Context)) { a.admit(ctx, op, next) })
+	op.check()
+	a.names.tag = op.Tag
+	h := a.describe(op)
+	// One more than what is allowed, since huma refuses a body that fills the limit.
+	h.MaxBodyBytes = op.maxBody() + 1
+	h.BodyReadTimeout = -1 // patientBody bounds it
 	huma.Register(a.huma, h, func(ctx context.Context, in *I) (*O, error) {
-		who, _ := ctx.Value(principalKey{}).(Principal)
-		out, err := handler(ctx, who, in)
-		return out, a.problem(ctx, err)
+		out, err := handler(ctx, exchangeOf(ctx).who, in)
+		if err != nil {
+			return nil, a.toHuma(ctx, err)
+		}
+		return out, nil
 	})
 }
 
 func (a *API) stream(op Op, handler StreamHandler) {
-	a.mux.HandleFunc(op.Method+" /api/v1"+op.Path, func(w http.ResponseWriter, r *http.Request) {
-		who, err := a.cfg.Auth.Authenticate(r)
-		if err != nil && op.Role > Nobody {
-			http.Error(w, err.Error(), http.StatusUnauthorized)
-			return
-		}
-		if who.Role < op.Role {
-			http.Error(w, "this needs the role "+op.Role.String(), http.StatusForbidden)
-			return
-		}
-		if err := handler(w, r, who); err != nil {
-			http.Error(w, err.Error(), Status(err))
+	op.check()
+	h := a.describe(op)
+	a.describeStream(&h, op)
+	a.huma.OpenAPI().AddOperation(&h)
+	g := gate{}
+	if op.Accept != "" {
+		g.accepts = []string{op.Accept}
+	}
+	g.query = op.Query
+	if g.query == nil {
+		g.query = map[string]string{}
+	}
+	a.handle(op, g, func(w http.ResponseWriter, r *http.Request) {
+		out := &patientWriter{ResponseWriter: w, ctl: http.NewResponseController(w)}
+		if err := handler(out, r, exchangeOf(r.Context()).who); err != nil {
+			if out.started {
+				a.judge(r.Context(), err) // logs what is ours
+				panic(http.ErrAbortHandler)
+			}
+			a.refuseError(w, r, err)
 		}
 	})
-}
-
-func (a *API) admit(ctx huma.Context, op Op, next func(huma.Context)) {
-	r, _ := unwrap(ctx)
-	who, err := a.cfg.Auth.Authenticate(r)
-	if err != nil && op.Role > Nobody {
-		_ = huma.WriteErr(a.huma, ctx, http.StatusUnauthorized, "sign in or send an API token")
-		return
-	}
-	if who.Role < op.Role {
-		_ = huma.WriteErr(a.huma, ctx, http.StatusForbidden, "this needs the role "+op.Role.String())
-		return
-	}
-	next(huma.WithValue(ctx, principalKey{}, who))
-}
-
-// problem turns a room's error into the problem document to send; what has no kind is logged and hidden.
-func (a *API) problem(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
-	status := Status(err)
-	if status == http.StatusInternalServerError {
-		a.cfg.Log.ErrorContext(ctx, "request failed", "error", err)
-		return huma.NewError(status, "something went wrong on the server; the log has the details")
-	}
-	var invalid *fault.Invalid
-	if errors.As(err, &invalid) {
-		var details []error
-		for _, f := range invalid.Fields {
-			details = append(details, &huma.ErrorDetail{Message: f.Message, Location: f.Location, Value: f.Value})
-		}
-		return huma.NewError(status, "the input is not valid", details...)
-	}
-	return huma.NewError(status, err.Error())
-}
-
-// Status is the one mapping from kinds of refusal to HTTP.
-func Status(err error) int {
-	for _, m := range []struct {
-		kind   error
-		status int
-	}{
-		{fault.NotFound, http.StatusNotFound}, {fault.Conflict, http.StatusConflict},
-		{fault.Precondition, http.StatusPreconditionFailed}, {fault.Forbidden, http.StatusForbidden},
-		{fault.Unauthorized, http.StatusUnauthorized}, {fault.TooLarge, http.StatusRequestEntityTooLarge},
-		{fault.TooMany, http.StatusTooManyRequests}, {fault.Unprocessable, http.StatusUnprocessableEntity},
-		{fault.Unavailable, http.StatusServiceUnavailable},
-	} {
-		if errors.Is(err, m.kind) {
-			return m.status
-		}
-	}
-	return http.StatusInternalServerError
 }
