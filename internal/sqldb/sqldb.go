@@ -280,6 +280,17 @@ func (tx *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *s
 	return tx.tx.QueryRowContext(ctx, query, args...)
 }
 
+// ReadCommitted lets the transaction see what others commit while it runs, instead of one unchanging
+// snapshot that ends in a retry when they collide. It is for work ordered by a row lock of its own,
+// must be the first statement, and changes nothing on SQLite, where there is one writer.
+func (tx *Tx) ReadCommitted(ctx context.Context) error {
+	if tx.dialect != Postgres {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+	return err
+}
+
 // AfterCommit has fn called once the transaction is durable, and never when it is not. It is for
 // wake-ups only: what must not be lost belongs into the transaction.
 func (tx *Tx) AfterCommit(fn func()) { tx.after = append(tx.after, fn) }
