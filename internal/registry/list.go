@@ -1,0 +1,212 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"steward/internal/device"
+	"steward/internal/sqldb"
+)
+
+// Filter picks devices; what is empty picks all.
+type Filter struct {
+	Stages   []device.Stage  `json:"stages,omitempty"`
+	Selector device.Selector `json:"selector,omitzero"`
+	Model    string          `json:"model,omitempty"`    // ID of a hardware model
+	Presence string          `json:"presence,omitempty"` // one of PresenceStates
+	Search   string          `json:"search,omitempty"`   // begin of ID, serial number, name or a word of the name
+	IDs      []device.ID     `json:"ids,omitempty"`      // exactly these; the rest of the filter still holds
+}
+
+// position is where a page ends: the number of its last device and, in a search, the term that found it.
+type position struct {
+	Term string `json:"t,omitempty"`
+	Num  int64  `json:"n"`
+}
+
+type foundDevice struct {
+	device.Device
+	term string
+}
+
+// smallSet is how many devices may be looked at and sorted for one page.
+const smallSet = 5000
+
+// entry is where a query begins: the engine walks this index and looks at everything else by device.
+type entry int
+
+const (
+	byTenant entry = iota // all devices of the tenant, in the order of their numbers
+	byStage               // those in one stage, in order; or few in several stages, to be sorted
+	byModel               // those of one model, in order
+	byLabel               // those with one label, in order; or few with one of several values, to be sorted
+	byTerm                // those that the search finds, in the order of the terms
+	byID                  // a few named devices
+)
+
+// plan is how a page is found.
+type plan struct {
+	entry   entry
+	anchor  device.Anchor // with byLabel
+	devices int64         // how many the entry has, about
+}
+
+// choose picks the entry with the fewest devices, from kept counts: SQLite has no statistics about
+// which label or stage is rare, and the difference is a page in a millisecond or in seconds.
+func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, f Filter) (plan, error) {
+	if len(f.IDs) > 0 {
+		return plan{entry: byID}, nil
+	}
+	stages, err := dk.Counts(ctx, q, device.Scope{Tenant: scope.Tenant})
+	if err != nil {
+		return plan{}, err
+	}
+	best := plan{entry: byTenant}
+	for _, n := range stages {
+		best.devices += n
+	}
+	// In a search everything but the terms has to be sorted, so it must be few.
+	search := f.Search != ""
+	offer := func(p plan, sorted bool) {
+		if p.devices < best.devices && (sorted && !search || p.devices <= smallSet) {
+			best = p
+		}
+	}
+	if f.Model != "" {
+		offer(plan{entry: byModel, devices: best.devices / 4}, true) // a guess: models are not counted
+	}
+	if len(f.Stages) > 0 {
+		var n int64
+		for _, st := range f.Stages {
+			n += stages[st]
+		}
+		offer(plan{entry: byStage, devices: n}, len(f.Stages) == 1)
+	}
+	for _, a := range scope.Selector.And(f.Selector).Anchors() {
+		n, err := labelCount(ctx, q, scope.Tenant, a)
+		if err != nil {
+			return plan{}, err
+		}
+		offer(plan{entry: byLabel, anchor: a, devices: n}, len(a.Values) == 1)
+	}
+	if search && best.devices > smallSet {
+		best = plan{entry: byTerm}
+	}
+	return best, nil
+}
+
+// find returns at most limit devices behind the position.
+func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after position, limit int) ([]foundDevice, error) {
+	p, err := dk.choose(ctx, dk.db, scope, f)
+	if err != nil {
+		return nil, err
+	}
+	q := dk.listQuery(p, scope, f, after)
+	if f.Search != "" {
+		q.Add("ORDER BY t.term, t.num")
+	} else {
+		q.Add("ORDER BY d.num")
+	}
+	q.Add("LIMIT ?", limit)
+	rows, err := dk.db.QueryContext(ctx, q.SQL(), q.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	var out []foundDevice
+	for rows.Next() {
+		var one foundDevice
+		var more []any
+		var term []byte
+		if f.Search != "" {
+			more = append(more, &term)
+		}
+		if one.Device, err = scanDevice(rows, more...); err != nil {
+			return nil, err
+		}
+		one.term = string(term)
+		out = append(out, one)
+	}
+	return out, rows.Err()
+}
+
+// listQuery puts the query together up to its order. Its tables stand in the order of the plan;
+// CROSS JOIN keeps SQLite to it, and PostgreSQL finds its own by statistics.
+func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) *sqldb.Builder {
+	columns, tables := deviceColumns, []string{"registry_device d"}
+	if p.entry == byLabel {
+		tables = []string{"registry_label a", "registry_device d"}
+	}
+	if f.Search != "" {
+		columns += ", t.term"
+		if p.entry == byTerm {
+			tables = []string{"registry_term t", "registry_device d"}
+		} else {
+			tables = append(tables, "registry_term t")
+		}
+	}
+	q := sqldb.NewQuery("SELECT " + columns + " FROM " + strings.Join(tables, " CROSS JOIN ") + " WHERE")
+	if p.entry == byLabel {
+		cond, args := anchorCondition(scope.Tenant, p.anchor)
+		q.Add(cond, args...).Add("AND d.num = a.num AND")
+		if f.Search == "" {
+			q.Add("a.num > ? AND", after.Num)
+		}
+	}
+	q.Add("d.tenant = ?", scope.Tenant)
+	if f.Search != "" {
+		addSearch(q, scope.Tenant, f.Search, after)
+	} else {
+		q.Add("AND d.num > ?", after.Num)
+	}
+	addFilter(q, p, f)
+	cond, args := scope.Selector.And(f.Selector).Where("registry_label", "d.num")
+	q.Add("AND "+cond, args...)
+	if f.Presence != "" && dk.cfg.Presence != nil {
+		cond, args := dk.cfg.Presence.Where("d.num", f.Presence)
+		q.Add("AND "+cond, args...)
+	}
+	return q
+}
+
+// addSearch adds the conditions of a search by prefix. A device that several of its terms bring up is
+// shown at the first of them only.
+func addSearch(q *sqldb.Builder, tenant device.TenantID, search string, after position) {
+	low := []byte(foldTerm(search))
+	high := append(slices.Clone(low), 0xff) // behind everything that begins so: no UTF-8 has this byte
+	q.Add("AND t.tenant = ? AND t.num = d.num AND t.term >= ? AND t.term < ?", tenant, low, high)
+	q.Add("AND NOT EXISTS (SELECT 1 FROM registry_term e WHERE e.num = t.num AND e.term >= ? AND e.term < t.term)", low)
+	if after.Num != 0 {
+		q.Add("AND (t.term, t.num) > (?, ?)", []byte(after.Term), after.Num)
+	}
+}
+
+// addFilter adds stage, model and IDs. What the plan does not begin with is written as an expression,
+// so that no engine takes its index instead of the one that was chosen.
+func addFilter(q *sqldb.Builder, p plan, f Filter) {
+	column := func(name string, e entry) string {
+		if p.entry == e {
+			return "d." + name
+		}
+		return "(d." + name + " || '')"
+	}
+	if len(f.Stages) > 0 {
+		args := make([]any, len(f.Stages))
+		for i, st := range f.Stages {
+			args[i] = st
+		}
+		q.Add("AND "+column("stage", byStage)+" IN ("+marks(len(args))+")", args...)
+	}
+	if f.Model != "" {
+		q.Add("AND "+column("model", byModel)+" = ?", f.Model)
+	}
+	if len(f.IDs) > 0 {
+		args := make([]any, len(f.IDs))
+		for i, id := range f.IDs {
+			args[i] = id
+		}
+		q.Add("AND d.id IN ("+marks(len(args))+")", args...)
+	}
+}

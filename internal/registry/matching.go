@@ -1,0 +1,170 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"steward/internal/device"
+	"steward/internal/sqldb"
+)
+
+// Matching returns a SELECT of the numbers of all devices in the scope that match the selector and are
+// in one of the stages (none means any), with "?" placeholders for a sqldb.Builder. It begins with a
+// label where the selectors have one, so that its cost goes with the devices that match and not with
+// the fleet.
+func (s *Service) Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (query string, args []any) {
+	sel = scope.Selector.And(sel)
+	var from, conds []string
+	if a, ok := bestAnchor(sel); ok {
+		from = append(from, "registry_label a")
+		cond, anchorArgs := anchorCondition(scope.Tenant, a)
+		conds, args = append(conds, cond, "d.num = a.num"), append(args, anchorArgs...)
+	}
+	from = append(from, "registry_device d")
+	conds, args = append(conds, "d.tenant = ?"), append(args, scope.Tenant)
+	if len(stages) > 0 {
+		conds = append(conds, "d.stage IN ("+marks(len(stages))+")")
+		for _, st := range stages {
+			args = append(args, st)
+		}
+	}
+	cond, selArgs := sel.Where("registry_label", "d.num")
+	conds, args = append(conds, cond), append(args, selArgs...)
+	// CROSS JOIN keeps SQLite to the written order; PostgreSQL has its statistics and decides by itself.
+	return "SELECT d.num AS num FROM " + strings.Join(from, " CROSS JOIN ") + " WHERE " + strings.Join(conds, " AND "), args
+}
+
+// bestAnchor picks, without looking at the data, the requirement that most likely has the fewest
+// devices: a single value before several values before any value.
+func bestAnchor(sel device.Selector) (best device.Anchor, ok bool) {
+	rank := func(a device.Anchor) int {
+		if len(a.Values) == 0 {
+			return 1 << 20
+		}
+		return len(a.Values)
+	}
+	for _, a := range sel.Anchors() {
+		if !ok || rank(a) < rank(best) {
+			best, ok = a, true
+		}
+	}
+	return best, ok
+}
+
+// anchorCondition is the condition on registry_label a that an anchor stands for.
+func anchorCondition(tenant device.TenantID, a device.Anchor) (string, []any) {
+	cond, args := "a.tenant = ? AND a.key = ?", []any{tenant, a.Key}
+	switch len(a.Values) {
+	case 0:
+		return cond, args
+	case 1:
+		return cond + " AND a.value = ?", append(args, a.Values[0])
+	}
+	for _, v := range a.Values {
+		args = append(args, v)
+	}
+	return cond + " AND a.value IN (" + marks(len(a.Values)) + ")", args
+}
+
+// marks returns n placeholders.
+func marks(n int) string { return "?" + strings.Repeat(", ?", n-1) }
+
+// Counts returns how many devices of the scope are in each stage; stages without devices are left out.
+// For a whole tenant these are kept counts; with a selector the matching devices are counted.
+func (s *Service) Counts(ctx context.Context, q sqldb.Reader, scope device.Scope) (map[device.Stage]int64, error) {
+	query := sqldb.NewQuery("SELECT stage, SUM(devices) FROM registry_count WHERE tenant = ? GROUP BY stage", scope.Tenant)
+	if !scope.Selector.Empty() {
+		matching, args := s.Matching(scope, device.Selector{}, nil)
+		query = sqldb.NewQuery("SELECT d.stage, COUNT(*) FROM registry_device d WHERE d.num IN ("+matching+") GROUP BY d.stage", args...)
+	}
+	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("count devices: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	out := map[device.Stage]int64{}
+	for rows.Next() {
+		var stage device.Stage
+		var n int64
+		if err := rows.Scan(&stage, &n); err != nil {
+			return nil, err
+		}
+		if n != 0 {
+			out[stage] = n
+		}
+	}
+	return out, rows.Err()
+}
+
+// labelCount returns how many devices of the tenant have the key with one of the values, any when none
+// is named. It reads kept counts, at most maxCountRows of them, which is enough to tell that a label is
+// a common one.
+func labelCount(ctx context.Context, q sqldb.Reader, tenant device.TenantID, a device.Anchor) (n int64, err error) {
+	query := sqldb.NewQuery("SELECT COALESCE(SUM(devices), 0) FROM (SELECT a.devices AS devices FROM registry_label_count a WHERE")
+	cond, args := anchorCondition(tenant, a)
+	query.Add(cond, args...).Add("LIMIT ?) c", maxCountRows)
+	if err := q.QueryRowContext(ctx, query.SQL(), query.Args()...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count label %s: %w", a.Key, err)
+	}
+	return n, nil
+}
+
+// maxCountRows bounds how many rows of kept counts one estimate reads.
+const maxCountRows = 2 * smallSet
+
+// LabelValue is a value of one key in use.
+type LabelValue struct {
+	Value   string `json:"value"`
+	Devices int64  `json:"devices"`
+}
+
+// maxLabelKeys bounds the list of keys of one tenant.
+const maxLabelKeys = 1000
+
+// LabelKeys lists the keys of labels that devices of the tenant have, in their order. It steps from key
+// to key in the index, so that it costs as much as there are keys.
+func (s *Service) LabelKeys(ctx context.Context, q sqldb.Reader, tenant device.TenantID) ([]string, error) {
+	rows, err := q.QueryContext(ctx, `WITH RECURSIVE step (key) AS (
+			SELECT MIN(key) FROM registry_label_count WHERE tenant = $1
+			UNION ALL
+			SELECT (SELECT MIN(c.key) FROM registry_label_count c WHERE c.tenant = $2 AND c.key > step.key)
+			FROM step WHERE step.key IS NOT NULL)
+		SELECT key FROM step WHERE key IS NOT NULL LIMIT $3`, tenant, tenant, maxLabelKeys)
+	if err != nil {
+		return nil, fmt.Errorf("list label keys: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	keys := []string{}
+	for rows.Next() {
+		var k string
+		if err := rows.Scan(&k); err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+	}
+	return keys, rows.Err()
+}
+
+// LabelValues lists values of a key behind the given one, with how many devices have each.
+func (s *Service) LabelValues(ctx context.Context, q sqldb.Reader, tenant device.TenantID, key string, after *string, limit int) ([]LabelValue, error) {
+	query := sqldb.NewQuery("SELECT value, SUM(devices) FROM registry_label_count WHERE tenant = ? AND key = ?", tenant, key)
+	if after != nil {
+		query.Add("AND value > ?", *after)
+	}
+	query.Add("GROUP BY value HAVING SUM(devices) > 0 ORDER BY value LIMIT ?", limit)
+	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("list values of label %s: %w", key, err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	values := []LabelValue{}
+	for rows.Next() {
+		var v LabelValue
+		if err := rows.Scan(&v.Value, &v.Devices); err != nil {
+			return nil, err
+		}
+		values = append(values, v)
+	}
+	return values, rows.Err()
+}
