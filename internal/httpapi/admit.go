@@ -113,7 +113,7 @@ func (a *API) handle(op Op, g gate, serve http.HandlerFunc) {
 			r = r.WithContext(ctx)
 		}
 		r.Body = http.MaxBytesReader(w, body, op.maxBody()+g.bodySlack)
-		if key := r.Header.Get(keyHeader); key != "" && r.Method == http.MethodPost {
+		if r.Header.Get(keyHeader) != "" && op.takesKey() && who.Actor.ID != "" {
 			a.once(w, r, op, serve)
 			return
 		}

@@ -37,6 +37,10 @@ import (
 //     when the operation called Settle in its transaction: then change and answer are stored
 //     together, and the repetition gets the answer.
 //
+// The header is ignored on other methods, which are idempotent by themselves, on public operations
+// without a principal, and where bodies may be larger than 16 MiB: such uploads are named by their
+// content, so that sending one again is harmless.
+//
 // An answer may hold a secret that is shown once (a token). It is encrypted under a key derived from
 // the Idempotency-Key, of which the database has only a hash: whoever reads the database reads no answer.
 
@@ -125,6 +129,9 @@ func (s *settlement) store(ctx context.Context, tx *sqldb.Tx, k kept) error {
 	return nil
 }
 
+// takesKey tells whether an idempotency key has a meaning for the operation.
+func (op Op) takesKey() bool { return op.Method == http.MethodPost && op.maxBody() <= maxKeyedBody }
+
 // once serves a POST that carries an idempotency key.
 func (a *API) once(w http.ResponseWriter, r *http.Request, op Op, serve http.HandlerFunc) {
 	ex := exchangeOf(r.Context())
@@ -153,12 +160,8 @@ func (a *API) prepare(r *http.Request, op Op) (*settlement, string, error) {
 	switch {
 	case a.cfg.DB == nil:
 		return nil, "", errNoKeys
-	case ex.who.Actor.ID == "":
-		return nil, "", fault.Bad("header."+keyHeader, "only callers who are signed in may send one")
 	case !keyPattern.MatchString(key):
 		return nil, "", fault.Bad("header."+keyHeader, "want 8 to 128 visible ASCII characters; a UUID is best")
-	case op.maxBody() > maxKeyedBody:
-		return nil, "", fault.Bad("header."+keyHeader, "not possible here, where bodies may be large; sending it again is harmless")
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {

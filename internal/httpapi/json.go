@@ -49,15 +49,13 @@ func checkJSON(data []byte) error {
 	if !utf8.Valid(data) {
 		return errors.New("the body is not UTF-8")
 	}
+	var whole json.RawMessage
+	if err := json.Unmarshal(data, &whole); err != nil {
+		return syntaxError(data, err)
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	if err := checkValue(dec, data, 0); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return fmt.Errorf("%s: something follows the end of the JSON value", position(data, dec.InputOffset()))
-	}
-	return nil
+	return checkValue(dec, data, 0)
 }
 
 // maxDepth bounds how deep objects and arrays may nest.
@@ -69,7 +67,7 @@ func checkValue(dec *json.Decoder, data []byte, depth int) error {
 	}
 	tok, err := dec.Token()
 	if err != nil {
-		return jsonError(dec, data, err)
+		return err
 	}
 	switch tok {
 	case json.Delim('{'):
@@ -81,7 +79,7 @@ func checkValue(dec *json.Decoder, data []byte, depth int) error {
 			}
 		}
 		_, err := dec.Token()
-		return jsonError(dec, data, err)
+		return err
 	}
 	return checkString(dec, data, tok)
 }
@@ -91,7 +89,7 @@ func checkObject(dec *json.Decoder, data []byte, depth int) error {
 	for dec.More() {
 		tok, err := dec.Token()
 		if err != nil {
-			return jsonError(dec, data, err)
+			return err
 		}
 		if err := checkString(dec, data, tok); err != nil {
 			return err
@@ -106,7 +104,7 @@ func checkObject(dec *json.Decoder, data []byte, depth int) error {
 		}
 	}
 	_, err := dec.Token()
-	return jsonError(dec, data, err)
+	return err
 }
 
 func checkString(dec *json.Decoder, data []byte, tok json.Token) error {
@@ -116,18 +114,16 @@ func checkString(dec *json.Decoder, data []byte, tok json.Token) error {
 	return nil
 }
 
-// jsonError says in words where the syntax breaks.
-func jsonError(dec *json.Decoder, data []byte, err error) error {
+// syntaxError says in words where the syntax breaks.
+func syntaxError(data []byte, err error) error {
 	var syntax *json.SyntaxError
 	switch {
-	case err == nil:
-		return nil
-	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("%s: the JSON ends too early", position(data, int64(len(data))))
-	case errors.As(err, &syntax):
-		return fmt.Errorf("%s: %s", position(data, max(dec.InputOffset(), syntax.Offset)), syntax)
+	case !errors.As(err, &syntax):
+		return err
+	case syntax.Offset >= int64(len(data)) && strings.Contains(syntax.Error(), "unexpected end"):
+		return fmt.Errorf("%s: the JSON ends too early", position(data, syntax.Offset))
 	}
-	return err
+	return fmt.Errorf("%s: %s", position(data, syntax.Offset), syntax)
 }
 
 // position writes an offset as people count; the column counts characters, from 1.

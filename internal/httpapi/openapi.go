@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -19,7 +20,12 @@ import (
 // only when the contract does.
 const apiVersion = "1.0.0"
 
+// strictCasing sets huma's only switch for this, which is a variable of its package: otherwise
+// {"quantity":1,"Quantity":99} is validated by its first field and decoded by its second.
+var strictCasing = sync.OnceFunc(func() { huma.ValidateStrictCasing = true })
+
 func (a *API) humaConfig() huma.Config {
+	strictCasing()
 	registry := huma.NewMapRegistry("#/components/schemas/", a.names.name)
 	problem := registry.Schema(reflect.TypeFor[Problem](), true, "")
 	responses := map[string]*huma.Response{}
@@ -105,7 +111,7 @@ func (a *API) describe(op Op) huma.Operation {
 	if op.Role == Nobody {
 		h.Security = []map[string][]string{}
 	}
-	if op.Method == http.MethodPost && op.Role > Nobody {
+	if op.takesKey() && op.Role > Nobody {
 		h.Parameters = append(h.Parameters, keyParam())
 	}
 	return h
