@@ -1,0 +1,105 @@
+package purchase
+
+import (
+	"context"
+	"net/http"
+
+	"steward/internal/httpapi"
+)
+
+type (
+	ordersIn struct {
+		httpapi.PageIn
+		State     string `query:"state" enum:"draft,placed,partly_received,received,closed,cancelled"`
+		Supplier  string `query:"supplier" maxLength:"63"`
+		Number    string `query:"number" maxLength:"64"`
+		Overdue   bool   `query:"overdue" doc:"Only those with open units after the agreed day"`
+		Undecided bool   `query:"undecided" doc:"Only those with discrepancies that wait for a decision"`
+	}
+	orderIn struct {
+		Body OrderSpec
+	}
+	orderChangeIn struct {
+		matchIn
+		Body OrderSpec
+	}
+	orderOut struct {
+		ETag string `header:"ETag"`
+		Body Order
+	}
+	previewCancelIn struct {
+		idIn
+		Line int `query:"line" minimum:"0" maximum:"200" doc:"A single line; 0 means the whole order"`
+	}
+	previewCancelOut struct{ Body CancelPreview }
+	cancelIn         struct {
+		matchIn
+		Body struct {
+			Line   int    `json:"line,omitempty" minimum:"0" maximum:"200" doc:"A single line; 0 means the whole order"`
+			Reason string `json:"reason" minLength:"1" maxLength:"200"`
+		}
+	}
+	stockOut struct {
+		Body struct {
+			Items  []StockRow `json:"items" nullable:"false"`
+			Ending []StockRow `json:"ending" nullable:"false" doc:"Devices in stock or in service whose warranty ends within 60 days"`
+		}
+	}
+)
+
+func orderAnswer(o Order, err error) (*orderOut, error) {
+	return &orderOut{ETag: httpapi.ETag(o.Revision), Body: o}, err
+}
+
+func (s *Service) routeOrders(a *httpapi.API) {
+	httpapi.Register(a, httpapi.Op{ID: "list-orders", Method: http.MethodGet, Path: "/orders", Tag: tag, Role: httpapi.Viewer, Summary: "List purchase orders, newest first"},
+		func(ctx context.Context, who httpapi.Principal, in *ordersIn) (*listOut[Order], error) {
+			list, next, err := s.Orders(ctx, who, OrderFilter{
+				State: State(in.State), Supplier: in.Supplier, Number: in.Number, Overdue: in.Overdue, Undecided: in.Undecided,
+				Limit: in.Limit, Cursor: in.Cursor,
+			})
+			return &listOut[Order]{httpapi.List[Order]{Items: list, Next: next}}, err
+		})
+	httpapi.Register(a, httpapi.Op{ID: "create-order", Method: http.MethodPost, Path: "/orders", Tag: tag, Role: httpapi.Operator, Status: http.StatusCreated,
+		Summary: "Write a draft of an order", Detail: "A draft creates no devices; place-order does."},
+		func(ctx context.Context, who httpapi.Principal, in *orderIn) (*orderOut, error) {
+			return orderAnswer(s.CreateOrder(ctx, who, in.Body))
+		})
+	httpapi.Register(a, httpapi.Op{ID: "get-order", Method: http.MethodGet, Path: "/orders/{id}", Tag: tag, Role: httpapi.Viewer, Summary: "Show an order with its lines"},
+		func(ctx context.Context, who httpapi.Principal, in *idIn) (*orderOut, error) {
+			return orderAnswer(s.Order(ctx, who, in.ID))
+		})
+	httpapi.Register(a, httpapi.Op{ID: "put-order", Method: http.MethodPut, Path: "/orders/{id}", Tag: tag, Role: httpapi.Operator, Summary: "Change a draft"},
+		func(ctx context.Context, who httpapi.Principal, in *orderChangeIn) (*orderOut, error) {
+			return orderAnswer(s.ChangeOrder(ctx, who, in.ID, in.Body, in.IfMatch))
+		})
+	httpapi.Register(a, httpapi.Op{ID: "place-order", Method: http.MethodPost, Path: "/orders/{id}/place", Tag: tag, Role: httpapi.Operator, Timeout: slow,
+		Summary: "Place an order", Detail: "Creates each unit as a device in stage ordered, all in one transaction."},
+		func(ctx context.Context, who httpapi.Principal, in *matchIn) (*orderOut, error) {
+			return orderAnswer(s.Place(ctx, who, in.ID, in.IfMatch))
+		})
+	httpapi.Register(a, httpapi.Op{ID: "preview-cancel-order", Method: http.MethodGet, Path: "/orders/{id}/cancel", Tag: tag, Role: httpapi.Operator, Summary: "Show what cancelling would do"},
+		func(ctx context.Context, who httpapi.Principal, in *previewCancelIn) (*previewCancelOut, error) {
+			p, err := s.PreviewCancel(ctx, who, in.ID, in.Line)
+			return &previewCancelOut{p}, err
+		})
+	httpapi.Register(a, httpapi.Op{ID: "cancel-order", Method: http.MethodPost, Path: "/orders/{id}/cancel", Tag: tag, Role: httpapi.Operator, Timeout: slow,
+		Summary: "Cancel what is open of an order or of one line", Detail: "The open units' devices go from ordered to retired; what was delivered stays."},
+		func(ctx context.Context, who httpapi.Principal, in *cancelIn) (*orderOut, error) {
+			return orderAnswer(s.Cancel(ctx, who, in.ID, in.Body.Line, in.Body.Reason, in.IfMatch))
+		})
+	httpapi.Register(a, httpapi.Op{ID: "close-order", Method: http.MethodPost, Path: "/orders/{id}/close", Tag: tag, Role: httpapi.Operator, Summary: "Close a received order"},
+		func(ctx context.Context, who httpapi.Principal, in *matchIn) (*orderOut, error) {
+			return orderAnswer(s.Close(ctx, who, in.ID, in.IfMatch))
+		})
+	httpapi.Register(a, httpapi.Op{ID: "get-stock", Method: http.MethodGet, Path: "/stock", Tag: tag, Role: httpapi.Viewer, Summary: "Count received devices by model and order"},
+		func(ctx context.Context, who httpapi.Principal, _ *none) (*stockOut, error) {
+			var out stockOut
+			var err error
+			if out.Body.Items, err = s.Stock(ctx, who); err != nil {
+				return nil, err
+			}
+			out.Body.Ending, err = s.EndingWarranties(ctx, who)
+			return &out, err
+		})
+}
