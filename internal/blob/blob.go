@@ -39,8 +39,18 @@ const (
 func Dir(path string) (*Store, error) {
 	for _, sub := range []string{blobsDir, tmpDir, uploadsDir} {
 		if err := os.MkdirAll(filepath.Join(path, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("open blob store: %w", err)
+			return nil, diskError("open blob store", err)
 		}
+	}
+	// All 256 directories now, so that storing a blob has one directory to fsync.
+	for i := range 256 {
+		err := os.Mkdir(filepath.Join(path, blobsDir, fmt.Sprintf("%02x", i)), 0o700)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, diskError("open blob store", err)
+		}
+	}
+	if err := errors.Join(syncDir(filepath.Join(path, blobsDir)), syncDir(path)); err != nil {
+		return nil, fmt.Errorf("open blob store: %w", err)
 	}
 	return &Store{dir: path}, nil
 }
@@ -103,19 +113,10 @@ func (s *Store) place(tmp, hash string) error {
 	if err != nil {
 		return err
 	}
-	parent := filepath.Dir(final)
-	switch err := os.Mkdir(parent, 0o700); {
-	case err == nil:
-		if err := syncDir(filepath.Dir(parent)); err != nil {
-			return diskError("write blob", err)
-		}
-	case !errors.Is(err, fs.ErrExist):
-		return diskError("write blob", err)
-	}
 	if err := os.Rename(tmp, final); err != nil {
 		return diskError("write blob", err)
 	}
-	if err := syncDir(parent); err != nil {
+	if err := syncDir(filepath.Dir(final)); err != nil {
 		return diskError("write blob", err)
 	}
 	return nil

@@ -91,7 +91,19 @@ func (u *Upload) open(flag int) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock upload: %w", err)
 	}
-	return f, nil
+	// Between opening and locking, somebody may have finished it: then this file is a blob by now.
+	mine, err := f.Stat()
+	if err == nil {
+		var standing os.FileInfo
+		if standing, err = os.Stat(u.path); err == nil && os.SameFile(mine, standing) {
+			return f, nil
+		}
+	}
+	_ = f.Close()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("lock upload: %w", err)
+	}
+	return nil, fault.New(fault.Conflict, "the upload was finished or aborted by another request")
 }
 
 // Finish makes the upload a blob when its bytes have the expected hash, and returns its size. Another

@@ -5,8 +5,9 @@
 // Reading: DB.Query and DB.QueryRow see committed state. Writing: only inside DB.Write. On SQLite
 // there is one writer with group commit: functions of concurrent callers run one after the other,
 // each in its own savepoint, and share one fsync; Write returns after it. On PostgreSQL each function
-// has its own transaction, run again when the database asks for it. So a function given to Write may
-// run more than once: it must have no effect but through its Tx.
+// has its own serializable transaction, run again when the database asks for it. So a function given
+// to Write may run more than once: it must have no effect but through its Tx. And it must not call
+// Write again or wait for somebody who does: on SQLite both would wait for ever.
 //
 // What both dialects share and what to avoid: $n placeholders in ascending order, ON CONFLICT,
 // RETURNING, row values, UPDATE … FROM, partial indexes work; never now(), "::", ILIKE, BOOLEAN
@@ -18,10 +19,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -68,7 +71,22 @@ type DB struct {
 
 	group groupCommit // SQLite only
 
+	writes           atomic.Int64
+	commits, retries atomic.Int64 // of PostgreSQL; SQLite's commits are counted by group
+
 	closeOnce sync.Once
+}
+
+// Stats counts since Open.
+type Stats struct {
+	Writes  int64 // successful calls of Write
+	Commits int64 // transactions; on SQLite fewer than Writes when writers shared one
+	Retries int64 // runs of a function that PostgreSQL asked to repeat
+}
+
+// Stats returns the counts so far; for metrics and benchmarks.
+func (db *DB) Stats() Stats {
+	return Stats{Writes: db.writes.Load(), Commits: db.commits.Load() + db.group.commits.Load(), Retries: db.retries.Load()}
 }
 
 // readConnections is how many readers SQLite serves at a time; more only compete for two cores.
@@ -100,7 +118,7 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 		return nil, err
 	}
 	const pragmas = "_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
-		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=cache_size(-16000)"
+		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=cache_size(-16000)&_pragma=journal_size_limit(67108864)"
 	file := "file:" + uriPath.Replace(path)
 	write, err := sql.Open("sqlite", file+"?_txlock=immediate&"+pragmas)
 	if err != nil {
@@ -175,47 +193,77 @@ func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	write := db.writePostgres
 	if db.dialect == SQLite {
-		return db.group.do(ctx, db.write, fn)
+		write = db.writeSQLite
 	}
-	return db.writePostgres(ctx, fn)
-}
-
-// postgresTries bounds how often a function is run again after a serialization failure or deadlock.
-const postgresTries = 6
-
-func (db *DB) writePostgres(ctx context.Context, fn func(tx *Tx) error) error {
-	var err error
-	for try := range postgresTries {
-		if try > 0 {
-			select {
-			case <-time.After(time.Duration(1<<try) * 5 * time.Millisecond):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		if err = db.tryPostgres(ctx, fn); !retryable(err) {
-			return err
-		}
-	}
-	return err
-}
-
-func (db *DB) tryPostgres(ctx context.Context, fn func(tx *Tx) error) error {
-	sqlTx, err := db.write.BeginTx(ctx, nil)
+	tx, err := write(ctx, fn)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return err
+	}
+	db.writes.Add(1)
+	tx.committed() // here, so that a panic of it hits its own caller
+	return nil
+}
+
+func (db *DB) writeSQLite(ctx context.Context, fn func(tx *Tx) error) (*Tx, error) {
+	return db.group.do(ctx, db.write, fn)
+}
+
+// A function is run again after a serialization failure or deadlock until this much time has passed;
+// each pause is random, up to a bound that doubles.
+const (
+	retryTime     = 15 * time.Second
+	retryPauseMin = 2 * time.Millisecond
+	retryPauseMax = 250 * time.Millisecond
+)
+
+func (db *DB) writePostgres(ctx context.Context, fn func(tx *Tx) error) (*Tx, error) {
+	bound := retryPauseMin
+	for started := time.Now(); ; bound = min(2*bound, retryPauseMax) {
+		tx, err := db.tryPostgres(ctx, fn)
+		if err == nil {
+			db.commits.Add(1)
+			return tx, nil
+		}
+		if !retryable(err) || time.Since(started) > retryTime {
+			return nil, err
+		}
+		db.retries.Add(1)
+		pause := time.NewTimer(rand.N(bound))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (db *DB) tryPostgres(ctx context.Context, fn func(tx *Tx) error) (*Tx, error) {
+	conn, err := db.write.Conn(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("begin: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // gives it back to the pool
+	// Serializable, so that a function may read, decide and write as if it were alone, as it is on
+	// SQLite. The transaction outlives ctx: a commit under way must not be torn into "perhaps".
+	sqlTx, err := conn.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{Isolation: sql.LevelSerializable})
+	if err != nil {
+		return nil, fmt.Errorf("begin: %w", err)
 	}
 	defer sqlTx.Rollback() //nolint:errcheck // after a commit it does nothing
 	tx := &Tx{tx: sqlTx, dialect: Postgres}
-	if err := fn(tx); err != nil {
-		return err
+	if err := guarded(tx, fn); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
 	if err := sqlTx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
+		return nil, &commitError{err}
 	}
-	tx.committed()
-	return nil
+	return tx, nil
 }
 
 // retryable tells whether PostgreSQL asks for the transaction to be run again:
@@ -246,38 +294,77 @@ func IsFull(err error) bool {
 	return errors.As(err, &lite) && lite.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
-// Tx is a running transaction. It belongs to one goroutine and dies with the function it was given to.
+// Tx is a running transaction. It belongs to one goroutine and dies with the function it was given to:
+// then its methods fail with sql.ErrTxDone.
 type Tx struct {
 	tx      *sql.Tx
 	dialect Dialect
 	after   []func()
+	over    atomic.Bool // the function has returned
 }
 
 // Dialect returns which SQL the database speaks.
 func (tx *Tx) Dialect() Dialect { return tx.dialect }
 
+// begin returns the context to run a statement under. On SQLite an interrupted statement would take
+// the transaction of the whole group with it, so there a context is looked at before each statement
+// only.
+func (tx *Tx) begin(ctx context.Context) (context.Context, error) {
+	if tx.over.Load() {
+		return ctx, sql.ErrTxDone
+	}
+	if tx.dialect == SQLite {
+		return context.WithoutCancel(ctx), ctx.Err()
+	}
+	return ctx, ctx.Err()
+}
+
+// text returns the query as the engine takes it best.
+func (tx *Tx) text(query string) string {
+	if tx.dialect == SQLite {
+		return positional(query)
+	}
+	return query
+}
+
 // ExecContext changes rows.
 func (tx *Tx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	return tx.tx.ExecContext(ctx, query, args...)
+	ctx, err := tx.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return tx.tx.ExecContext(ctx, tx.text(query), args...)
 }
 
 // Exec changes rows and returns how many.
 func (tx *Tx) Exec(ctx context.Context, query string, args ...any) (int64, error) {
-	res, err := tx.tx.ExecContext(ctx, query, args...)
+	res, err := tx.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, err
 	}
 	return res.RowsAffected()
 }
 
-// QueryContext reads rows, those changed by this transaction included.
+// QueryContext reads rows, those changed by this transaction included. They must be closed before the
+// next statement: PostgreSQL serves one at a time.
 func (tx *Tx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	return tx.tx.QueryContext(ctx, query, args...)
+	ctx, err := tx.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return tx.tx.QueryContext(ctx, tx.text(query), args...)
 }
 
 // QueryRowContext reads one row.
 func (tx *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	return tx.tx.QueryRowContext(ctx, query, args...)
+	ctx, err := tx.begin(ctx)
+	if err != nil {
+		// An sql.Row can only be made by a query: one that fails before it begins.
+		dead, cancel := context.WithCancelCause(ctx)
+		cancel(err)
+		return tx.tx.QueryRowContext(dead, query, args...)
+	}
+	return tx.tx.QueryRowContext(ctx, tx.text(query), args...)
 }
 
 // ReadCommitted lets the transaction see what others commit while it runs, instead of one unchanging
