@@ -192,6 +192,16 @@ func (l *Ledger) Checkpoint(ctx context.Context) ([]byte, error) {
 // Size returns how many events have their place in the tree.
 func (l *Ledger) Size(ctx context.Context) (int64, error) { return readSize(ctx, l.cfg.DB) }
 
+// Pending returns how many committed events wait for their place. Above zero for long means that no
+// node sequences.
+func (l *Ledger) Pending(ctx context.Context) (n int64, err error) {
+	err = l.cfg.DB.QueryRowContext(ctx, "SELECT COUNT(*) FROM ledger_event WHERE sequence IS NULL").Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count pending ledger events: %w", err)
+	}
+	return n, nil
+}
+
 // Verifier returns the public key's text for VerifyProof.
 func (l *Ledger) Verifier() (string, error) {
 	if l.cfg.Key == nil {

@@ -5,6 +5,7 @@ package ledgertest
 import (
 	"context"
 	"testing"
+	"time"
 
 	"steward/internal/device"
 	"steward/internal/ledger"
@@ -29,12 +30,14 @@ func New(t testing.TB, db *sqldb.DB) *ledger.Ledger {
 func Events(t testing.TB, l *ledger.Ledger, f ledger.Filter) []ledger.Event {
 	t.Helper()
 	ctx := context.Background()
-	for {
-		n, err := l.Sequence(ctx)
-		if err != nil {
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if _, err := l.Sequence(ctx); err != nil {
 			t.Fatalf("sequence the ledger: %v", err)
 		}
-		if n == 0 {
+		// Sequence does nothing while another node, or one just stopped, holds the head.
+		if n, err := l.Pending(ctx); err != nil || time.Now().After(deadline) {
+			t.Fatalf("%d events are still pending, error %v", n, err)
+		} else if n == 0 {
 			break
 		}
 	}
