@@ -107,8 +107,14 @@ type bulk struct {
 	now      int64
 }
 
+// executor is what a bulk change needs of a transaction.
+type executor interface {
+	Dialect() sqldb.Dialect
+	Exec(ctx context.Context, query string, args ...any) (int64, error)
+}
+
 // run executes the statements of the transaction's engine and returns the rows of the first.
-func (b bulk) run(ctx context.Context, tx *sqldb.Tx, sqlite, postgres func() []*sqldb.Builder) (n int64, err error) {
+func (b bulk) run(ctx context.Context, tx executor, sqlite, postgres func() []*sqldb.Builder) (n int64, err error) {
 	statements := sqlite
 	if tx.Dialect() == sqldb.Postgres {
 		statements = postgres
