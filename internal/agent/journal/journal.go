@@ -209,6 +209,21 @@ func (j *Journal) WriteFile(path string, data []byte, mode os.FileMode) error {
 	return writeFile(j.cfg, path, data, mode)
 }
 
+// Rename puts a file in the place of another and makes that durable.
+func (j *Journal) Rename(from, to string) error {
+	name := filepath.Base(to)
+	if err := j.cfg.point("rename " + name); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if err := j.cfg.point("sync directory of " + name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
+
 func (j *Journal) append(rec record) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()

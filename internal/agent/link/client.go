@@ -58,6 +58,9 @@ type Config struct {
 	Now func() time.Time
 	// Seen is called with the server's clock after each authenticated answer; may be nil.
 	Seen func(serverTime time.Time)
+	// SlowRetry is how long the client keeps silent after a refusal that only people can lift (see
+	// Stopped); 0 means an hour. Another identity or trust ends the silence.
+	SlowRetry time.Duration
 }
 
 // Client talks to one server as one device. It is safe for use by several goroutines. HTTP/2 carries
@@ -70,6 +73,9 @@ type Client struct {
 	roots     *x509.CertPool
 	identity  *tls.Certificate
 	transport *http.Transport // of roots and identity; nil until there are roots
+
+	stopped      *Problem // the refusal that is obeyed until stoppedUntil
+	stoppedUntil time.Time
 }
 
 // New checks the server's address. Plain http is refused.
@@ -142,6 +148,7 @@ func (c *Client) reconnect() {
 		c.transport.CloseIdleConnections()
 	}
 	c.transport = nil
+	c.stopped = nil
 	if c.roots == nil {
 		return
 	}
@@ -207,7 +214,9 @@ func (c *Client) do(ctx context.Context, r request) (answer, error) {
 		return answer{}, err
 	}
 	defer func() { _ = res.Body.Close() }()
-	return c.read(res, r.limit)
+	got, err := c.read(res, r.limit)
+	c.stop(err)
+	return got, err
 }
 
 // read takes the bounded body and turns refusals into *Problem.
@@ -232,6 +241,9 @@ func refused(status int) bool { return status >= 300 && status != http.StatusNot
 
 // send starts the exchange; the caller closes the body.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
+	if err := c.silence(); err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	transport := c.transport
 	c.mu.Unlock()

@@ -35,6 +35,9 @@ func (p *Problem) Error() string {
 	return b.String()
 }
 
+// HTTPStatus lets rooms tell refusals apart without knowing this package.
+func (p *Problem) HTTPStatus() int { return p.Status }
+
 // CodeOf returns the problem code in err's chain, or "".
 func CodeOf(err error) string {
 	var p *Problem
