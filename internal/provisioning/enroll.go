@@ -165,6 +165,11 @@ func (s *Service) enrollTx(ctx context.Context, tx *sqldb.Tx, t Token, in issuan
 	if err != nil {
 		return Certificate{}, err
 	}
+	if s.cfg.Enrolled != nil {
+		if err := s.cfg.Enrolled(ctx, tx, d.Num); err != nil {
+			return Certificate{}, fmt.Errorf("tell of the enrollment of %s: %w", d.ID, err)
+		}
+	}
 	return c, s.cfg.Ledger.Append(ctx, tx, ledger.Event{
 		Tenant: d.Tenant, Kind: "provisioning.enrolled", Device: d.ID, Subject: c.Serial, Actor: deviceActor(d),
 		Data: ledger.Facts(map[string]any{
@@ -274,16 +279,21 @@ func (s *Service) reenroll(ctx context.Context, cert *x509.Certificate, address 
 	return c.body, nil
 }
 
+func revokedOr(err error) error {
+	if err != nil {
+		return err
+	}
+	return errRevoked()
+}
+
 func (s *Service) reenrollTx(ctx context.Context, tx *sqldb.Tx, current Certificate, in issuance) (Certificate, error) {
 	now := s.cfg.Now()
+	if alive, err := holdCertificate(ctx, tx, current.Serial); err != nil || !alive {
+		return Certificate{}, revokedOr(err) // between the check and this transaction
+	}
 	certs, err := certificatesOf(ctx, tx, in.device.Num, now)
 	if err != nil {
 		return Certificate{}, err
-	}
-	for _, c := range certs {
-		if c.Serial == current.Serial && !c.Revoked.IsZero() {
-			return Certificate{}, errRevoked() // between the check and this transaction
-		}
 	}
 	if lost, ok := again(certs, in.request.keyID); ok && lost.Serial != current.Serial {
 		return lost, nil

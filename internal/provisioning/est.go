@@ -1,8 +1,11 @@
 package provisioning
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -74,7 +77,7 @@ func peer(r *http.Request) *x509.Certificate {
 // estEnroll authenticates by HTTP Basic: the serial number and the token's secret (RFC 7030, section
 // 3.2.3).
 func (s *Service) estEnroll(w http.ResponseWriter, r *http.Request, label string) error {
-	serial, secret, ok := r.BasicAuth()
+	serial, secret, ok := basicAuth(r)
 	if !ok {
 		w.Header().Set("WWW-Authenticate", `Basic realm="enrollment: serial number and token"`)
 		return fault.Coded(fault.Unauthorized, wire.CodeTokenInvalid, "send the serial number and the secret of an enrollment token (HTTP Basic)")
@@ -93,6 +96,18 @@ func (s *Service) estEnroll(w http.ResponseWriter, r *http.Request, label string
 	return writeCertificate(w, der)
 }
 
+// basicAuth splits at the last colon, not at the first as http.Request.BasicAuth does: a serial number
+// may hold colons, the secret of a token never does.
+func basicAuth(r *http.Request) (serial, secret string, ok bool) {
+	scheme, text, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+	i := bytes.LastIndexByte(raw, ':')
+	if !strings.EqualFold(scheme, "Basic") || err != nil || i < 0 {
+		return "", "", false
+	}
+	return string(raw[:i]), string(raw[i+1:]), true
+}
+
 func (s *Service) estReenroll(w http.ResponseWriter, r *http.Request) error {
 	body, err := readCSR(r)
 	if err != nil {
@@ -109,7 +124,7 @@ func (s *Service) estReenroll(w http.ResponseWriter, r *http.Request) error {
 func readCSR(r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, MaxCSRBytes+1))
 	if err != nil {
-		return nil, fault.Coded(fault.Unprocessable, wire.CodeRequestInvalid, "the body did not come whole")
+		return nil, fmt.Errorf("read the request's body: %w", err)
 	}
 	if len(body) > MaxCSRBytes {
 		return nil, fault.Coded(fault.TooLarge, wire.CodeRequestInvalid, "a certificate request has at most %d bytes", MaxCSRBytes)

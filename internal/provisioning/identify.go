@@ -174,13 +174,49 @@ func (s *Service) markFirstUse(ctx context.Context, d device.Device, c Certifica
 	})
 }
 
-// DeviceKey returns the public key of the device's operational certificate: the one used last that is
-// neither revoked nor superseded, expired or not; else the newest issued. Statements of the device are
-// verified with it. fault.NotFound when it has none.
+// DeviceKey returns the public key of the device's operational certificate, with which its statements
+// are verified; see DeviceChain.
 func (s *Service) DeviceKey(ctx context.Context, q sqldb.Reader, num int64) (crypto.PublicKey, error) {
-	certs, err := certificatesOf(ctx, q, num, s.cfg.Now())
+	cert, _, err := s.operational(ctx, q, num)
 	if err != nil {
 		return nil, err
+	}
+	return cert.PublicKey, nil
+}
+
+// DeviceChain returns the device's operational certificate, then its issuing authority and the root:
+// what others need to verify a statement of the device without us. fault.NotFound when the device has
+// no valid certificate. It reads through q only, so it may be called within a transaction.
+func (s *Service) DeviceChain(ctx context.Context, q sqldb.Reader, num int64) ([]*x509.Certificate, error) {
+	cert, tenant, err := s.operational(ctx, q, num)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := readAuthorities(ctx, q, tenant)
+	if err != nil {
+		return nil, err
+	}
+	chain := []*x509.Certificate{cert, nil, nil}
+	for _, r := range rows {
+		switch {
+		case r.kind == "root":
+			chain[2] = r.cert
+		case bytes.Equal(r.cert.SubjectKeyId, cert.AuthorityKeyId):
+			chain[1] = r.cert
+		}
+	}
+	if chain[1] == nil || chain[2] == nil {
+		return nil, fmt.Errorf("the authorities of certificate %s are not in the database", serialText(cert))
+	}
+	return chain, nil
+}
+
+// operational is the certificate that the device used last and that is neither revoked nor superseded,
+// expired or not; before its first use, the newest.
+func (s *Service) operational(ctx context.Context, q sqldb.Reader, num int64) (*x509.Certificate, device.TenantID, error) {
+	certs, err := certificatesOf(ctx, q, num, s.cfg.Now())
+	if err != nil {
+		return nil, "", err
 	}
 	var best *Certificate
 	for i := range certs {
@@ -193,11 +229,11 @@ func (s *Service) DeviceKey(ctx context.Context, q sqldb.Reader, num int64) (cry
 		}
 	}
 	if best == nil {
-		return nil, fault.New(fault.NotFound, "the device has no valid certificate")
+		return nil, "", fault.New(fault.NotFound, "the device has no valid certificate")
 	}
 	cert, err := x509.ParseCertificate(best.body)
 	if err != nil {
-		return nil, fmt.Errorf("parse certificate %s: %w", best.Serial, err)
+		return nil, "", fmt.Errorf("parse certificate %s: %w", best.Serial, err)
 	}
-	return cert.PublicKey, nil
+	return cert, best.tenant, nil
 }

@@ -23,13 +23,19 @@ func (s *Service) Revoke(ctx context.Context, tx *sqldb.Tx, actor device.Actor, 
 		return err
 	}
 	now := s.cfg.Now()
-	certs, err := revokeCertificates(ctx, tx, num, now, reason)
+	// First the tokens, then the certificates twice: each statement waits for enrollments and renewals
+	// that run now, and the one after it sees what they have brought.
+	tokens, err := revokeTokens(ctx, tx, d, now)
 	if err != nil {
 		return err
 	}
-	tokens, err := tx.Exec(ctx, "UPDATE provisioning_token SET revoked = $1 WHERE num = $2 AND used = 0 AND revoked = 0", sqldb.Micros(now), num)
-	if err != nil {
-		return fmt.Errorf("revoke tokens: %w", err)
+	var certs int64
+	for range 2 {
+		n, err := revokeCertificates(ctx, tx, num, now, reason)
+		if err != nil {
+			return err
+		}
+		certs += n
 	}
 	if certs == 0 && tokens == 0 {
 		return nil

@@ -75,6 +75,10 @@ type Config struct {
 	Keys    KeyStore  // required
 	Bus     Publisher // nil when there is nobody to wake
 
+	// Enrolled is told, in the transaction, that a device has enrolled, also anew: whoever reports next is
+	// the device. Nil: nobody.
+	Enrolled func(ctx context.Context, tx *sqldb.Tx, num int64) error
+
 	Releases  Releases // nil: trust documents carry no TUF root
 	LedgerKey string   // verifier key of the ledger's tree head, for trust documents
 

@@ -89,6 +89,16 @@ func markUsed(ctx context.Context, tx *sqldb.Tx, serial string, at time.Time) (b
 	return n == 1, err
 }
 
+// holdCertificate locks the row until the transaction ends; false when it was revoked. A revocation
+// that runs at the same time waits, and then sees what this transaction has added.
+func holdCertificate(ctx context.Context, tx *sqldb.Tx, serial string) (bool, error) {
+	n, err := tx.Exec(ctx, "UPDATE provisioning_certificate SET address = address WHERE serial = $1 AND revoked = 0", serial)
+	if err != nil {
+		return false, fmt.Errorf("hold certificate: %w", err)
+	}
+	return n == 1, nil
+}
+
 // supersede ends certificates by their serial numbers.
 func supersede(ctx context.Context, tx *sqldb.Tx, at time.Time, serials []string) error {
 	for _, serial := range serials {

@@ -73,10 +73,16 @@ func insertTrust(ctx context.Context, tx *sqldb.Tx, tenant device.TenantID, body
 	return nil
 }
 
-// revokeTokens ends the open tokens of a serial number; a newer one takes their place.
-func revokeTokens(ctx context.Context, tx *sqldb.Tx, tenant device.TenantID, serial string, at time.Time) (int64, error) {
-	return tx.Exec(ctx, "UPDATE provisioning_token SET revoked = $1 WHERE tenant = $2 AND serial = $3 AND used = 0 AND revoked = 0 AND expires > $4",
-		sqldb.Micros(at), string(tenant), serial, sqldb.Micros(at))
+// revokeTokens ends the open tokens of a device and those made for its serial number before it was in
+// stock; d.Num 0 stands for such a serial number.
+func revokeTokens(ctx context.Context, tx *sqldb.Tx, d device.Device, at time.Time) (int64, error) {
+	n, err := tx.Exec(ctx, `UPDATE provisioning_token SET revoked = $1
+		WHERE tenant = $2 AND serial = $3 AND num IN ($4, 0) AND used = 0 AND revoked = 0 AND expires > $5`,
+		sqldb.Micros(at), string(d.Tenant), d.Serial, d.Num, sqldb.Micros(at))
+	if err != nil {
+		return 0, fmt.Errorf("revoke open tokens: %w", err)
+	}
+	return n, nil
 }
 
 // takeToken marks the token used by the key. It returns false when somebody else was faster or it is

@@ -91,9 +91,9 @@ func (s *Service) issueToken(ctx context.Context, tx *sqldb.Tx, actor device.Act
 			return IssuedToken{}, err
 		}
 	}
-	replaced, err := revokeTokens(ctx, tx, scope.Tenant, d.Serial, now)
+	replaced, err := revokeTokens(ctx, tx, d, now)
 	if err != nil {
-		return IssuedToken{}, fmt.Errorf("revoke older tokens: %w", err)
+		return IssuedToken{}, err
 	}
 	t := Token{
 		ID: "tok-" + device.RandomName(10), Tenant: scope.Tenant, Serial: d.Serial, Device: d.ID, Note: o.Note, State: TokenOpen,
@@ -120,7 +120,7 @@ func (s *Service) tokenDevice(ctx context.Context, tx *sqldb.Tx, scope device.Sc
 	} else {
 		d, err = s.cfg.Devices.BySerial(ctx, tx, scope.Tenant, o.Serial)
 		if errors.Is(err, fault.NotFound) {
-			return device.Device{Serial: o.Serial}, s.mayInvite(ctx, tx, scope)
+			return device.Device{Tenant: scope.Tenant, Serial: o.Serial}, s.mayInvite(ctx, tx, scope)
 		}
 		if err == nil && !scope.Allows(d) {
 			err = fault.New(fault.Forbidden, "serial number %s is not within your part of the fleet", o.Serial)
