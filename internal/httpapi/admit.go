@@ -129,11 +129,11 @@ func (a *API) admit(r *http.Request, op Op, g gate) (Principal, error) {
 	if err != nil && !errors.Is(err, fault.Unauthorized) {
 		return who, err
 	}
-	key := "addr " + ClientNetwork(a.cfg.Proxies.Client(r))
+	key := "addr " + ClientNetwork(ClientAddr(r.Context()))
 	if known {
 		key = string(who.Actor.Kind) + " " + who.Actor.ID + " " + who.Token
 	}
-	if wait, ok := a.limit.take(key); !ok {
+	if wait, ok := a.limit.Take(key); !ok {
 		return who, &Later{After: wait, Err: fault.New(fault.TooMany,
 			"more than %g requests per second; wait as Retry-After says", a.limit.rate.PerSecond)}
 	}

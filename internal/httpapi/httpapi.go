@@ -51,7 +51,7 @@ type API struct {
 	huma  huma.API
 	names *schemaNames
 	cross *http.CrossOriginProtection
-	limit *limiter
+	limit *Limiter
 	meter *meter
 	outer http.Handler
 	tidy  sync.Once
@@ -70,7 +70,7 @@ func New(cfg Config) *API {
 	}
 	a := &API{
 		cfg: cfg, mux: http.NewServeMux(), names: newSchemaNames(),
-		cross: http.NewCrossOriginProtection(), limit: newLimiter(cfg.Rate, cfg.Now), meter: newMeter(cfg),
+		cross: http.NewCrossOriginProtection(), limit: NewLimiter(cfg.Rate, cfg.Now), meter: newMeter(cfg),
 	}
 	a.huma = huma.NewAPI(a.humaConfig(), adapter{a})
 	a.mux.HandleFunc("GET /api/openapi.json", a.serveOpenAPIJSON)

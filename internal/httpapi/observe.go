@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -32,6 +33,7 @@ const (
 type exchange struct {
 	id     string
 	op     string // operation ID; empty outside of the API
+	client netip.Addr
 	who    Principal
 	settle *settlement // set while an idempotency key is being worked on
 }
@@ -49,6 +51,10 @@ func exchangeOf(ctx context.Context) *exchange {
 // log and problem documents show; empty outside of a request.
 func RequestID(ctx context.Context) string { return exchangeOf(ctx).id }
 
+// ClientAddr returns where the request that is being served comes from (see Proxies); the zero Addr
+// outside of one.
+func ClientAddr(ctx context.Context) netip.Addr { return exchangeOf(ctx).client }
+
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{8,64}$`)
 
 // Observe gives each request its ID, writes one line of access log for it (never a query, a header or
@@ -61,6 +67,7 @@ func (a *API) Observe(next http.Handler) http.Handler {
 		if !requestIDPattern.MatchString(ex.id) {
 			ex.id = "req-" + device.RandomName(10)
 		}
+		ex.client = a.cfg.Proxies.Client(r)
 		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, ex))
 		w.Header().Set("X-Request-Id", ex.id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -117,7 +124,7 @@ func (a *API) finish(rec *answer, r *http.Request, ex *exchange, took time.Durat
 		slog.String(keyPath, shorten(r.URL.Path, maxLoggedPath)), slog.String(keyOp, ex.op),
 		slog.Int(keyStatus, status), slog.Int64(keyBytes, rec.bytes),
 		slog.Float64(keyDuration, float64(took.Microseconds())/1000),
-		slog.String(keyClient, a.cfg.Proxies.Client(r).String()),
+		slog.String(keyClient, ex.client.String()),
 		slog.String(keyActor, ex.who.Actor.ID), slog.String(keyTenant, string(ex.who.Scope.Tenant)))
 }
 

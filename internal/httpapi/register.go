@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"reflect"
 	"regexp"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -38,8 +39,22 @@ func (op Op) check() {
 	}
 }
 
+// checkEmbedded panics on an embedded struct of an unexported type, which huma silently leaves empty.
+func checkEmbedded(op Op, t reflect.Type) {
+	if t.Kind() != reflect.Struct {
+		return
+	}
+	for f := range t.Fields() {
+		if f.Anonymous && !f.IsExported() {
+			panic("httpapi: operation " + op.ID + " embeds " + f.Name + ": its type must be exported")
+		}
+	}
+}
+
 func register[I, O any](a *API, op Op, handler func(ctx context.Context, who Principal, in *I) (*O, error)) {
 	op.check()
+	checkEmbedded(op, reflect.TypeFor[I]())
+	checkEmbedded(op, reflect.TypeFor[O]())
 	a.names.tag = op.Tag
 	h := a.describe(op)
 	// One more than what is allowed, since huma refuses a body that fills the limit.
