@@ -1,24 +1,29 @@
-// Package update is the agent's side of the room update: it brings the device to the releases that it
-// should run, and back when that fails.
+// Package update is the agent's room that installs releases. The server only names them; what is
+// installed, and with which commands, must stand in targets that the release keys have signed, checked
+// against the TUF root that was pinned at enrollment.
 //
-// What is installed is decided by signatures, not by the server: a release's manifest and its artifacts
-// are targets of the tenant's TUF repository, verified from a pinned root. The desired section only
-// names a manifest.
+// One release at a time goes through this machine. Each arrow is a record in the journal that is on
+// stable storage before the work behind it begins:
 //
-// One state machine per release, journaled before each step, all components or none:
+//		fetch ──▶ unpack ──▶ pre ──▶ switch ──▶ post ──▶ health ──▶ committed
+//		  │          │        │        │          │         │
+//		  └──────────┴─▶ failed        └──────────┴─────────┴──▶ rollback ──▶ rolled back
+//		                      └───────────────────────────────────▲
 //
-//	fetch ─► unpack ─► pre ─► switch ─► post ─► health ─► commit
-//	  │         │       │        │        │        │
-//	  └─────────┴───────┴► failed└────────┴────────┴─► rollback ─► rolled back
+//	  - fetch: metadata, manifest and artifacts; unpack: into a directory of their own. Until here nothing
+//	    that runs is touched, and a newer wish replaces the run.
+//	  - pre, post and health are the release's commands, switch exchanges the links "current" of all
+//	    components. From pre on the run goes to its end whatever the server wishes meanwhile.
+//	  - rollback exchanges the links back and runs the post commands of the version that ran before, so
+//	    that services start again from it. A version installed for the first time has none: its link goes.
 //
-// Before the switch nothing that runs is touched, so a failure there just ends the attempt. From the
-// switch on a failure brings the former versions back and runs their post commands. After a kill the
-// machine goes on at the step it was in; a step that was interrupted maxStarts times counts as failed, so
-// that a release that takes the machine down with it goes back as well. The first cause of a failure is
-// never overwritten.
+// After a kill the machine goes on with the step that the journal names. So steps may be done twice:
+// commands must bear that. A step that is begun for the sixth time (the release resets the machine)
+// rolls back. The state is reported as committed only after the record of the commit is on disk, and the
+// first cause of a failure is written with the decision to roll back and never changed.
 //
-//	DIR/tuf/                                      trusted metadata
-//	DIR/download/<sha256>.part                    unfinished downloads
-//	DIR/releases/<release>/<component>/versions/<version>-<hash>/
-//	DIR/releases/<release>/<component>/current    link to the version that runs
+// On disk, below Config.Dir:
+//
+//	<component>/versions/<version>-<hash12>/   complete, or not there at all
+//	<component>/current                        link to one of them; what services are started from
 package update
