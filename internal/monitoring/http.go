@@ -1,0 +1,401 @@
+package monitoring
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"steward/internal/device"
+	"steward/internal/fault"
+	"steward/internal/httpapi"
+	"steward/internal/monitoring/series"
+)
+
+const tag = "monitoring"
+
+// Routes adds the room's operations.
+func (s *Service) Routes(a *httpapi.API) {
+	httpapi.Register(a, httpapi.Op{ID: "get-device-metrics", Method: http.MethodGet, Path: "/devices/{id}/metrics", Role: httpapi.Viewer, Tag: tag,
+		Summary: "What a device measures: current values and charts"}, s.getDeviceMetrics)
+	httpapi.Register(a, httpapi.Op{ID: "get-device-presence", Method: http.MethodGet, Path: "/devices/{id}/presence", Role: httpapi.Viewer, Tag: tag,
+		Summary: "When a device was last in contact, and what is wrong with what it sends"}, s.getDevicePresence)
+	httpapi.Register(a, httpapi.Op{ID: "count-presence", Method: http.MethodGet, Path: "/presence", Role: httpapi.Viewer, Tag: tag,
+		Summary: "How many devices are online, late and offline"}, s.countPresence)
+	s.groupRoutes(a)
+	httpapi.Register(a, httpapi.Op{ID: "get-monitoring-policy", Method: http.MethodGet, Path: "/monitoring/policy", Role: httpapi.Viewer, Tag: tag,
+		Summary: "How often devices report and measure"}, s.getPolicy)
+	httpapi.Register(a, httpapi.Op{ID: "set-monitoring-policy", Method: http.MethodPut, Path: "/monitoring/policy", Role: httpapi.Admin, Tag: tag,
+		Summary: "Change how often devices report and measure", Detail: "Becomes the desired section monitoring of every device in service."}, s.putPolicy)
+	const promQL = "PromQL over the tenant's metrics; nothing else is readable, whatever the expression says. Result in the form of Prometheus' HTTP API."
+	httpapi.Register(a, httpapi.Op{ID: "query-metrics", Method: http.MethodGet, Path: "/metrics/query", Role: httpapi.Viewer, Tag: tag,
+		Summary: "Evaluate a PromQL expression at one time", Detail: promQL}, s.query)
+	httpapi.Register(a, httpapi.Op{ID: "query-metrics-range", Method: http.MethodGet, Path: "/metrics/query_range", Role: httpapi.Viewer, Tag: tag,
+		Summary: "Evaluate a PromQL expression over a range of time", Detail: promQL}, s.queryRange)
+}
+
+func (s *Service) groupRoutes(a *httpapi.API) {
+	httpapi.Register(a, httpapi.Op{ID: "list-groups", Method: http.MethodGet, Path: "/groups", Role: httpapi.Viewer, Tag: tag,
+		Summary: "List groups"}, s.listGroups)
+	httpapi.Register(a, httpapi.Op{ID: "create-group", Method: http.MethodPost, Path: "/groups", Role: httpapi.Operator, Tag: tag, Status: http.StatusCreated,
+		Summary: "Make a group: a name for a label selector"}, s.postGroup)
+	httpapi.Register(a, httpapi.Op{ID: "get-group", Method: http.MethodGet, Path: "/groups/{name}", Role: httpapi.Viewer, Tag: tag,
+		Summary: "A group and how many of its devices are online"}, s.getGroup)
+	httpapi.Register(a, httpapi.Op{ID: "get-group-metrics", Method: http.MethodGet, Path: "/groups/{name}/metrics", Role: httpapi.Viewer, Tag: tag,
+		Summary: "What a group's devices measure: mean, 95th percentile and highest"}, s.getGroupMetrics)
+	httpapi.Register(a, httpapi.Op{ID: "update-group", Method: http.MethodPut, Path: "/groups/{name}", Role: httpapi.Operator, Tag: tag,
+		Summary: "Change a group's selector and note"}, s.putGroup)
+	httpapi.Register(a, httpapi.Op{ID: "delete-group", Method: http.MethodDelete, Path: "/groups/{name}", Role: httpapi.Operator, Tag: tag, Status: http.StatusNoContent,
+		Summary: "Delete a group; its devices stay"}, s.removeGroup)
+}
+
+// Input and output of the operations.
+type (
+	deviceIn struct {
+		ID string `path:"id" maxLength:"40"`
+	}
+	hoursIn struct {
+		Hours int `query:"hours" minimum:"1" maximum:"360" default:"24" doc:"How far back"`
+	}
+	deviceMetricsIn struct {
+		deviceIn
+		hoursIn
+	}
+	// DeviceMetrics is what a device measures.
+	DeviceMetrics struct {
+		Current []Current `json:"current" nullable:"false"`
+		Charts  []Chart   `json:"charts" nullable:"false"`
+	}
+	deviceMetricsOut struct{ Body DeviceMetrics }
+	// DevicePresence is a device's contact and its troubles.
+	DevicePresence struct {
+		Presence
+		Troubles []Trouble `json:"troubles,omitempty"`
+	}
+	devicePresenceOut struct{ Body DevicePresence }
+	// PresenceCounts are the devices that were ever in contact, by state.
+	PresenceCounts struct {
+		Online  int64 `json:"online"`
+		Late    int64 `json:"late"`
+		Offline int64 `json:"offline"`
+	}
+	presenceCountsOut struct{ Body PresenceCounts }
+)
+
+// find returns a device of the reader's scope.
+func (s *Service) find(ctx context.Context, who httpapi.Principal, id string) (device.Device, error) {
+	parsed, err := device.ParseID(id)
+	if err != nil {
+		return device.Device{}, fault.New(fault.NotFound, "there is no device %.60q", id)
+	}
+	d, err := s.cfg.Devices.ByID(ctx, s.cfg.DB, who.Scope.Tenant, parsed)
+	if err == nil && !who.Scope.Allows(d) {
+		return device.Device{}, fault.New(fault.NotFound, "there is no device %s", id)
+	}
+	return d, err
+}
+
+func (s *Service) getDeviceMetrics(ctx context.Context, who httpapi.Principal, in *deviceMetricsIn) (*deviceMetricsOut, error) {
+	d, err := s.find(ctx, who, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	current, err := s.CurrentValues(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	charts, err := s.DeviceCharts(ctx, d, in.Hours)
+	return &deviceMetricsOut{DeviceMetrics{current, charts}}, err
+}
+
+func (s *Service) getDevicePresence(ctx context.Context, who httpapi.Principal, in *deviceIn) (*devicePresenceOut, error) {
+	d, err := s.find(ctx, who, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	known, err := s.Of(ctx, []int64{d.Num})
+	if err != nil {
+		return nil, err
+	}
+	troubles, err := s.Troubles(ctx, d.Num)
+	return &devicePresenceOut{DevicePresence{known[d.Num], troubles}}, err
+}
+
+func (s *Service) countPresence(ctx context.Context, who httpapi.Principal, _ *struct{}) (*presenceCountsOut, error) {
+	counts, err := s.Counts(ctx, who.Scope)
+	return &presenceCountsOut{PresenceCounts{counts[Online], counts[Late], counts[Offline]}}, err
+}
+
+type (
+	groupIn struct {
+		Name string `path:"name" maxLength:"40"`
+	}
+	groupOut struct {
+		ETag string `header:"ETag"`
+		Body GroupBody
+	}
+	// GroupBody is a group and how it is doing.
+	GroupBody struct {
+		Group
+		RollUp *RollUp `json:"roll_up,omitempty" readOnly:"true"`
+	}
+	groupsOut   struct{ Body httpapi.List[Group] }
+	postGroupIn struct {
+		Body struct {
+			Name string `json:"name"`
+			GroupChange
+		}
+	}
+	// GroupChange is what can be changed about a group.
+	GroupChange struct {
+		Selector string `json:"selector" maxLength:"2048" doc:"Label selector; empty matches every device"`
+		Note     string `json:"note,omitempty" maxLength:"500"`
+	}
+	putGroupIn struct {
+		groupIn
+		IfMatch string `header:"If-Match" doc:"ETag of the group as you have read it"`
+		Body    GroupChange
+	}
+	groupMetricsIn struct {
+		groupIn
+		hoursIn
+	}
+	groupMetricsOut struct{ Body GroupCharts }
+)
+
+func (g GroupChange) group(name string) (Group, error) {
+	sel, err := device.ParseSelector(g.Selector)
+	if err != nil {
+		return Group{}, fault.Bad("body.selector", "%s", err)
+	}
+	return Group{Name: name, Selector: sel, Note: g.Note}, nil
+}
+
+func (s *Service) listGroups(ctx context.Context, who httpapi.Principal, in *httpapi.PageIn) (*groupsOut, error) {
+	var after string
+	if in.Cursor != "" {
+		if err := httpapi.DecodeCursor(in.Cursor, &after); err != nil {
+			return nil, err
+		}
+	}
+	groups, err := s.Groups(ctx, who.Scope.Tenant, after, in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	out := &groupsOut{}
+	if len(groups) > in.Limit {
+		groups = groups[:in.Limit]
+		out.Body.Next = httpapi.EncodeCursor(groups[len(groups)-1].Name)
+	}
+	out.Body.Items = groups
+	return out, nil
+}
+
+func (s *Service) answer(ctx context.Context, who httpapi.Principal, g Group) (*groupOut, error) {
+	r, err := s.RollUp(ctx, who.Scope, g.Selector)
+	return &groupOut{ETag: httpapi.ETag(g.Revision), Body: GroupBody{g, &r}}, err
+}
+
+func (s *Service) getGroup(ctx context.Context, who httpapi.Principal, in *groupIn) (*groupOut, error) {
+	g, err := s.Group(ctx, who.Scope.Tenant, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	return s.answer(ctx, who, g)
+}
+
+func (s *Service) postGroup(ctx context.Context, who httpapi.Principal, in *postGroupIn) (*groupOut, error) {
+	g, err := in.Body.group(in.Body.Name)
+	if err != nil {
+		return nil, err
+	}
+	if g, err = s.CreateGroup(ctx, who, g); err != nil {
+		return nil, err
+	}
+	return s.answer(ctx, who, g)
+}
+
+func (s *Service) putGroup(ctx context.Context, who httpapi.Principal, in *putGroupIn) (*groupOut, error) {
+	g, err := in.Body.group(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	if g, err = s.UpdateGroup(ctx, who, g, in.IfMatch); err != nil {
+		return nil, err
+	}
+	return s.answer(ctx, who, g)
+}
+
+func (s *Service) removeGroup(ctx context.Context, who httpapi.Principal, in *groupIn) (*struct{}, error) {
+	return nil, s.DeleteGroup(ctx, who, in.Name)
+}
+
+func (s *Service) getGroupMetrics(ctx context.Context, who httpapi.Principal, in *groupMetricsIn) (*groupMetricsOut, error) {
+	g, err := s.Group(ctx, who.Scope.Tenant, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	charts, err := s.GroupCharts(ctx, who.Scope, g.Selector, in.Hours)
+	return &groupMetricsOut{charts}, err
+}
+
+type (
+	policyOut struct {
+		ETag string `header:"ETag"`
+		Body Policy
+	}
+	putPolicyIn struct {
+		IfMatch string `header:"If-Match" doc:"ETag of the policy as you have read it"`
+		Body    struct {
+			ReportSeconds  int `json:"report_seconds" minimum:"10" maximum:"86400"`
+			MetricsSeconds int `json:"metrics_seconds" minimum:"10" maximum:"86400"`
+		}
+	}
+)
+
+func (s *Service) getPolicy(ctx context.Context, who httpapi.Principal, _ *struct{}) (*policyOut, error) {
+	p, err := readPolicy(ctx, s.cfg.DB, who.Scope.Tenant)
+	return &policyOut{httpapi.ETag(p.Revision), p}, err
+}
+
+func (s *Service) putPolicy(ctx context.Context, who httpapi.Principal, in *putPolicyIn) (*policyOut, error) {
+	p, err := s.SetPolicy(ctx, who, Policy{ReportSeconds: in.Body.ReportSeconds, MetricsSeconds: in.Body.MetricsSeconds}, in.IfMatch)
+	return &policyOut{httpapi.ETag(p.Revision), p}, err
+}
+
+type (
+	queryIn struct {
+		Query string `query:"query" required:"true" maxLength:"4096" example:"avg(system_cpu_utilization_ratio)"`
+		Time  string `query:"time" maxLength:"40" doc:"RFC 3339 or Unix seconds; default now"`
+	}
+	queryRangeIn struct {
+		Query string `query:"query" required:"true" maxLength:"4096"`
+		Start string `query:"start" required:"true" maxLength:"40" doc:"RFC 3339 or Unix seconds"`
+		End   string `query:"end" required:"true" maxLength:"40" doc:"RFC 3339 or Unix seconds"`
+		Step  string `query:"step" required:"true" maxLength:"20" doc:"Seconds, or a duration such as 5m"`
+	}
+	// QueryResult has the form of Prometheus' HTTP API.
+	QueryResult struct {
+		Status string    `json:"status" enum:"success"`
+		Data   QueryData `json:"data"`
+	}
+	// QueryData is the result of an expression.
+	QueryData struct {
+		ResultType string        `json:"resultType" enum:"vector,matrix"`
+		Result     []QuerySeries `json:"result" nullable:"false"`
+	}
+	// QuerySeries is one series of a result: Value of a vector, Values of a matrix.
+	QuerySeries struct {
+		Metric map[string]string `json:"metric"`
+		Value  []any             `json:"value,omitempty" doc:"Unix seconds and the value as text"`
+		Values [][]any           `json:"values,omitempty" doc:"Unix seconds and the value as text, for each step"`
+	}
+	queryOut struct{ Body QueryResult }
+)
+
+// queryScope is the part of the metrics that the reader may query.
+func (s *Service) queryScope(ctx context.Context, scope device.Scope) (series.Scope, error) {
+	out := series.Scope{Tenant: string(scope.Tenant)}
+	if scope.Selector.Empty() {
+		return out, nil
+	}
+	ids, err := s.idsOf(ctx, scope, device.Selector{}, series.MaxScopeDevices+1)
+	out.Only, out.Devices = true, ids
+	return out, err
+}
+
+func (s *Service) query(ctx context.Context, who httpapi.Principal, in *queryIn) (*queryOut, error) {
+	at := s.now()
+	if in.Time != "" {
+		var err error
+		if at, err = parseTime("query.time", in.Time); err != nil {
+			return nil, err
+		}
+	}
+	scope, err := s.queryScope(ctx, who.Scope)
+	if err != nil {
+		return nil, err
+	}
+	lines, err := s.series.Instant(ctx, scope, in.Query, at, 0)
+	if err != nil {
+		return nil, err
+	}
+	out := QueryData{ResultType: "vector", Result: make([]QuerySeries, len(lines))}
+	for i, l := range lines {
+		out.Result[i] = QuerySeries{Metric: l.Labels, Value: promPair(l.Points[0])}
+	}
+	return &queryOut{QueryResult{"success", out}}, nil
+}
+
+func (s *Service) queryRange(ctx context.Context, who httpapi.Principal, in *queryRangeIn) (*queryOut, error) {
+	bad := &fault.Invalid{}
+	note := func(err error) {
+		var one *fault.Invalid
+		if asInvalid(err, &one) {
+			bad.Fields = slices.Concat(bad.Fields, one.Fields)
+		}
+	}
+	var r series.Range
+	var err error
+	r.From, err = parseTime("query.start", in.Start)
+	note(err)
+	r.To, err = parseTime("query.end", in.End)
+	note(err)
+	r.Step, err = parseStep(in.Step)
+	note(err)
+	if err := bad.OrNil(); err != nil {
+		return nil, err
+	}
+	scope, err := s.queryScope(ctx, who.Scope)
+	if err != nil {
+		return nil, err
+	}
+	lines, err := s.series.Range(ctx, scope, in.Query, r)
+	if err != nil {
+		return nil, err
+	}
+	out := QueryData{ResultType: "matrix", Result: make([]QuerySeries, len(lines))}
+	for i, l := range lines {
+		values := make([][]any, len(l.Points))
+		for j, p := range l.Points {
+			values[j] = promPair(p)
+		}
+		out.Result[i] = QuerySeries{Metric: l.Labels, Values: values}
+	}
+	return &queryOut{QueryResult{"success", out}}, nil
+}
+
+// promPair writes the value as text, as JSON has no NaN and no infinity.
+func promPair(p series.Point) []any {
+	return []any{float64(p.At.UnixMilli()) / 1000, strconv.FormatFloat(p.Value, 'f', -1, 64)}
+}
+
+// The years in which a time may lie: milliseconds of both fit into the store's arithmetic.
+var minTime, maxTime = time.Unix(0, 0), time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func parseTime(where, text string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		seconds, numErr := strconv.ParseFloat(text, 64)
+		if numErr != nil || !series.Finite(seconds) || seconds < 0 || seconds > float64(maxTime.Unix()) {
+			return time.Time{}, fault.Bad(where, "want a time as of RFC 3339 or Unix seconds, not %.40q", text)
+		}
+		t = time.UnixMilli(int64(seconds * 1000))
+	}
+	if t.Before(minTime) || t.After(maxTime) {
+		return time.Time{}, fault.Bad(where, "want a time between 1970 and 2200")
+	}
+	return t.UTC(), nil
+}
+
+func parseStep(text string) (time.Duration, error) {
+	if seconds, err := strconv.ParseFloat(text, 64); err == nil && seconds > 0 && seconds < 1e8 {
+		return time.Duration(seconds * float64(time.Second)), nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, fault.Bad("query.step", "want seconds or a duration such as 5m, not %.20q", text)
+	}
+	return d, nil
+}

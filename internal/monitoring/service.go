@@ -1,0 +1,188 @@
+package monitoring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"steward/internal/device"
+	"steward/internal/ledger"
+	"steward/internal/monitoring/series"
+	"steward/internal/sqldb"
+	"steward/internal/ui"
+	"steward/internal/wire"
+)
+
+// Ledger is what the room needs of the ledger.
+type Ledger interface {
+	Append(ctx context.Context, tx *sqldb.Tx, events ...ledger.Event) error
+}
+
+// Devices is what the room needs of the registry.
+type Devices interface {
+	ByNum(ctx context.Context, q sqldb.Reader, num int64) (device.Device, error)
+	ByID(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id device.ID) (device.Device, error)
+	Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (sql string, args []any)
+}
+
+// Twin is what the room needs of the desired state.
+type Twin interface {
+	SetDesired(ctx context.Context, tx *sqldb.Tx, num int64, section wire.Section, doc any) error
+	SetDesiredWhere(ctx context.Context, tx *sqldb.Tx, numsSQL string, args []any, section wire.Section, doc any) (int64, error)
+}
+
+// Config of a Service. All fields without a remark are required.
+type Config struct {
+	DB      *sqldb.DB
+	Ledger  Ledger
+	Devices Devices
+	Twin    Twin
+	Dir     string        // of the metrics
+	Keep    time.Duration // how long metrics are kept; 0 means 15 days
+	Log     *slog.Logger
+	Now     func() time.Time // nil means time.Now
+}
+
+// Service is the room.
+type Service struct {
+	cfg    Config
+	series *series.Store
+	now    func() time.Time
+	pages  *ui.Pages // set by Pages
+
+	contacts contacts
+	policies policyCache
+	charts   chartCache
+}
+
+// Open opens the metrics and returns the room. Call Close at the end, after Run has returned.
+func Open(cfg Config) (*Service, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	store, err := series.Open(series.Config{Dir: cfg.Dir, Keep: cfg.Keep, Log: cfg.Log, Now: cfg.Now})
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, series: store, now: cfg.Now}
+	s.contacts.waiting = map[int64]contact{}
+	s.contacts.troubles = map[troubleKey]troubleNote{}
+	s.contacts.full = make(chan struct{}, 1)
+	s.policies.known = map[device.TenantID]cachedPolicy{}
+	s.charts.kept = map[chartKey]*chartEntry{}
+	return s, nil
+}
+
+// Close writes the last contacts and closes the metrics.
+func (s *Service) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return errors.Join(s.flush(ctx), s.series.Close())
+}
+
+// The rhythm of Run.
+const (
+	flushEvery = time.Second
+	sweepEvery = 5 * time.Second
+)
+
+// Run writes contacts once a second and looks for devices that have fallen silent, until ctx ends. Every
+// node runs it. Errors of the database are logged and tried again: contacts wait meanwhile.
+func (s *Service) Run(ctx context.Context) error {
+	flush, sweep := time.NewTicker(flushEvery), time.NewTicker(sweepEvery)
+	defer flush.Stop()
+	defer sweep.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil // Close writes what is left
+		case <-flush.C:
+			err = s.flush(ctx)
+		case <-s.contacts.full:
+			err = s.flush(ctx)
+		case <-sweep.C:
+			err = errors.Join(s.Sweep(ctx), s.forgetSeries(ctx))
+		}
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Log.ErrorContext(ctx, "monitoring tries again", "error", err)
+		}
+	}
+}
+
+// Handle is the room's ledger consumer (ledger.Consume under the name "monitoring"): a device that
+// enrolls gets the tenant's policy, one that is disposed of or goes to a new owner is forgotten.
+func (s *Service) Handle(ctx context.Context, tx *sqldb.Tx, events []ledger.Event) error {
+	var gone []device.Device
+	for _, e := range events {
+		if e.Kind != "device.moved" || e.Device == "" {
+			continue
+		}
+		d, err := s.cfg.Devices.ByID(ctx, tx, e.Tenant, e.Device)
+		if missing(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("monitoring of %s: %w", e.Device, err)
+		}
+		switch d.Stage { // the present one: an old event may come late
+		case device.Enrolled, device.Active:
+			p, err := s.policyIn(ctx, tx, d.Tenant)
+			if err != nil {
+				return err
+			}
+			if err := s.cfg.Twin.SetDesired(ctx, tx, d.Num, wire.SectionMonitoring, p.desired()); err != nil {
+				return fmt.Errorf("monitoring policy of %s: %w", d.ID, err)
+			}
+		case device.Disposed, device.Received:
+			gone = append(gone, d)
+		}
+	}
+	return s.forget(ctx, tx, gone)
+}
+
+// Forget deletes a device's contacts and troubles, and its series within seconds.
+func (s *Service) Forget(ctx context.Context, num int64) error {
+	d, err := s.cfg.Devices.ByNum(ctx, s.cfg.DB, num)
+	if err != nil {
+		return err
+	}
+	return s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return s.forget(ctx, tx, []device.Device{d}) })
+}
+
+// forget deletes what the database has of the devices, and notes that their series are to go: those lie
+// outside of the transaction, so Run deletes them afterwards.
+func (s *Service) forget(ctx context.Context, tx *sqldb.Tx, gone []device.Device) error {
+	for _, d := range gone {
+		if err := s.forgetContact(ctx, tx, d); err != nil {
+			return fmt.Errorf("forget %s: %w", d.ID, err)
+		}
+	}
+	return nil
+}
+
+// forgetSeries deletes the series of forgotten devices. Doing so twice is the same as once.
+func (s *Service) forgetSeries(ctx context.Context) error {
+	ids, err := toForget(ctx, s.cfg.DB)
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	if err := s.series.Forget(ctx, ids...); err != nil {
+		return err
+	}
+	return s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return forgotten(ctx, tx, ids) })
+}
+
+// policyCache spares a query per report.
+type policyCache struct {
+	mu    sync.Mutex
+	known map[device.TenantID]cachedPolicy
+}
+
+type cachedPolicy struct {
+	Policy
+	until time.Time
+}
