@@ -37,7 +37,7 @@ var start = time.Date(2026, 6, 1, 8, 0, 0, 0, time.UTC)
 // yard is the room with the real registry, twin and ledger, and a device authority of its own.
 type yard struct {
 	*disposal.Service
-	t         *testing.T
+	t         testing.TB
 	db        *sqldb.DB
 	ledger    *ledger.Ledger
 	devices   *registry.Service
@@ -66,7 +66,7 @@ func each(t *testing.T, test func(t *testing.T, y *yard)) {
 	sqldbtest.Each(t, migrations, func(t *testing.T, db *sqldb.DB) { test(t, newYard(t, db)) })
 }
 
-func newYard(t *testing.T, db *sqldb.DB) *yard {
+func newYard(t testing.TB, db *sqldb.DB) *yard {
 	y := &yard{t: t, db: db, ledger: ledgertest.New(t, db), now: start}
 	quiet := slog.New(slog.DiscardHandler)
 	_, key, err := ed25519.GenerateKey(rand.Reader)
@@ -112,7 +112,7 @@ type identity struct {
 	revoked bool
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -121,7 +121,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return key
 }
 
-func newAuthority(t *testing.T, y *yard) *authority {
+func newAuthority(t testing.TB, y *yard) *authority {
 	a := &authority{y: y, key: newKey(t), of: map[int64]*identity{}}
 	a.root = sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: start.AddDate(-1, 0, 0), NotAfter: start.AddDate(20, 0, 0),
@@ -130,7 +130,7 @@ func newAuthority(t *testing.T, y *yard) *authority {
 	return a
 }
 
-func sign(t *testing.T, template, parent *x509.Certificate, public crypto.PublicKey, by *ecdsa.PrivateKey) *x509.Certificate {
+func sign(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, by *ecdsa.PrivateKey) *x509.Certificate {
 	t.Helper()
 	if parent == nil {
 		parent = template
@@ -146,7 +146,7 @@ func sign(t *testing.T, template, parent *x509.Certificate, public crypto.Public
 	return cert
 }
 
-func (a *authority) enroll(t *testing.T, d device.Device) *identity {
+func (a *authority) enroll(t testing.TB, d device.Device) *identity {
 	id := &identity{key: newKey(t)}
 	id.leaf = sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(1000 + d.Num), Subject: pkix.Name{CommonName: string(d.ID)}, NotBefore: start.AddDate(0, 0, -1), NotAfter: start.AddDate(0, 3, 0),

@@ -254,6 +254,12 @@ func parseChain(chain []string) ([]*x509.Certificate, error) {
 			return nil, fmt.Errorf("certificate %d of the chain: %w", i+1, err)
 		}
 	}
+	// Exactly one path: each is signed by the next, the last by itself.
+	for i, c := range certs {
+		if err := c.CheckSignatureFrom(certs[min(i+1, len(certs)-1)]); err != nil {
+			return nil, fmt.Errorf("certificate %d of the chain is not signed by the next: %w", i+1, err)
+		}
+	}
 	return certs, nil
 }
 
