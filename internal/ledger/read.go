@@ -5,8 +5,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"steward/internal/device"
 	"steward/internal/fault"
@@ -20,11 +22,13 @@ type Filter struct {
 	Kinds   []string // whole kinds, or rooms ("update" is all of update.*)
 	Subject string
 	Actor   string // the actor's ID
-	After   int64  // skip this many events from the ledger's start: sequence >= After; what Wait returned continues
-	Before  int64  // sequence < Before; 0 is no bound
-	Limit   int    // events per page; 0 means 50, at most MaxPage
-	Cursor  string // next of the page before; made for one order and one Newest
-	Newest  bool   // newest first, else in the order of the tree
+	Since   time.Time
+	Until   time.Time // exclusive
+	After   int64     // skip this many events from the ledger's start: sequence >= After; what Wait returned continues
+	Before  int64     // sequence < Before; 0 is no bound
+	Limit   int       // events per page; 0 means 50, at most MaxPage
+	Cursor  string    // next of the page before; made for one order and one Newest
+	Newest  bool      // newest first, else in the order of the tree
 
 	devices     string // sub-SELECT of device IDs that may be seen; "" is no bound
 	devicesArgs []any
@@ -74,18 +78,29 @@ func (l *Ledger) Events(ctx context.Context, f Filter) (events []Event, next str
 
 func (f Filter) query() *sqldb.Builder {
 	q := sqldb.NewQuery("SELECT " + eventColumns + " FROM ledger_event WHERE sequence IS NOT NULL")
+	tenant := "tenant"
+	if f.Device != "" || f.Subject != "" {
+		tenant = "tenant || ''" // the device's or subject's index is the better one, and without statistics SQLite takes the tenant's
+	}
 	for _, c := range []struct{ column, value string }{
-		{"tenant", string(f.Tenant)}, {"device", string(f.Device)}, {"subject", f.Subject}, {"actor_id", f.Actor},
+		{tenant, string(f.Tenant)}, {"device", string(f.Device)}, {"subject", f.Subject}, {"actor_id", f.Actor},
 	} {
 		if c.value != "" {
 			q.Add("AND "+c.column+" = ?", c.value)
 		}
 	}
+	// What the partial indexes are for.
 	if f.Device != "" {
-		q.Add("AND device <> ''") // lets the partial indexes be used
+		q.Add("AND device <> ''")
 	}
 	if f.Subject != "" {
 		q.Add("AND subject <> ''")
+	}
+	if !f.Since.IsZero() {
+		q.Add("AND at >= ?", sqldb.Micros(f.Since))
+	}
+	if !f.Until.IsZero() {
+		q.Add("AND at < ?", sqldb.Micros(f.Until))
 	}
 	f.addKinds(q)
 	if f.devices != "" {
@@ -210,7 +225,32 @@ func (l *Ledger) Verifier() (string, error) {
 	return l.cfg.Key.Verifier(), nil
 }
 
-// eventAt reads the event with a leaf index.
+// TopicsSince lists the first parts of the kinds of the tenant's events with after <= sequence < to,
+// each once, in alphabetical order: what live pages have to refresh.
+func (l *Ledger) TopicsSince(ctx context.Context, tenant device.TenantID, after, to int64) ([]string, error) {
+	rows, err := l.cfg.DB.QueryContext(ctx,
+		"SELECT DISTINCT kind FROM ledger_event WHERE tenant = $1 AND sequence >= $2 AND sequence < $3", string(tenant), after, to)
+	if err != nil {
+		return nil, fmt.Errorf("read ledger topics: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	var topics []string
+	for rows.Next() {
+		var kind string
+		if err := rows.Scan(&kind); err != nil {
+			return nil, fmt.Errorf("read ledger topics: %w", err)
+		}
+		topic, _, _ := strings.Cut(kind, ".")
+		topics = append(topics, topic)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read ledger topics: %w", err)
+	}
+	slices.Sort(topics)
+	return slices.Compact(topics), nil
+}
+
+// eventAt reads the event with an ID.
 func eventAt(ctx context.Context, q sqldb.Reader, id string) (Event, error) {
 	events, err := readEvents(ctx, q, "SELECT "+eventColumns+" FROM ledger_event WHERE id = $1", id)
 	if err != nil {

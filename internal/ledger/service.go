@@ -62,7 +62,7 @@ func New(cfg Config) *Ledger {
 	if cfg.Origin == "" && cfg.Key != nil {
 		cfg.Origin = cfg.Key.Origin()
 	}
-	return &Ledger{cfg: cfg, wake: make(chan struct{}, 1), growth: growth{changed: make(chan struct{})}}
+	return &Ledger{cfg: cfg, wake: make(chan struct{}, 1), growth: growth{size: -1, changed: make(chan struct{})}}
 }
 
 // Subjects on the bus. The messages are empty: the truth is in the database.
@@ -121,7 +121,7 @@ func (l *Ledger) publish(subject string) {
 // growth tells all waiting pages and consumers of this node at once that the tree has grown.
 type growth struct {
 	mu      sync.Mutex
-	size    int64         // as far as this node knows
+	size    int64         // as far as this node knows; -1 until it has looked
 	changed chan struct{} // closed and replaced when size grows
 }
 
@@ -141,8 +141,8 @@ func (g *growth) get() (size int64, changed <-chan struct{}) {
 	return g.size, g.changed
 }
 
-// Wait blocks until the tree holds more than after events and returns how many it holds. It costs no
-// query per waiter: Run of this node tells all of them. The error is ctx's or the database's.
+// Wait blocks until the tree holds more than after events and returns how many it holds; -1 asks for
+// the present number. It costs no query per waiter while it waits: Run of this node tells all of them. The error is ctx's or the database's.
 func (l *Ledger) Wait(ctx context.Context, after int64) (head int64, err error) {
 	size, changed := l.growth.get()
 	if size <= after { // perhaps this node has not heard of it yet
