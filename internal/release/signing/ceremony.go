@@ -191,7 +191,7 @@ type Change struct {
 
 // SignTargets verifies the server's current targets (nil when it has none), applies the change and
 // signs the next version. Fewer keys than the threshold give a half-signed document: others add theirs
-// with AddSignatures. The result is kept in the directory once it is complete.
+// with AddSignatures. Call Keep once the server has accepted the result.
 func (c *Ceremony) SignTargets(current []byte, change Change) ([]byte, error) {
 	next := metadata.Targets(expiry(c.o.Now(), c.o.TargetsLife))
 	mine, err := c.Targets()
@@ -217,23 +217,16 @@ func (c *Ceremony) SignTargets(current []byte, change Change) ([]byte, error) {
 	if len(c.targetsKeys) == 0 {
 		return nil, fmt.Errorf("key directory %s holds no targets key", c.dir)
 	}
-	data, err := sign(next, c.targetsKeys)
-	if err != nil {
-		return nil, err
-	}
-	return data, c.keepTargets(data)
+	return sign(next, c.targetsKeys)
 }
 
-// keepTargets remembers complete targets.
-func (c *Ceremony) keepTargets(data []byte) error {
-	if _, err := c.root.VerifyTargets(data); err != nil {
-		var missing *metadata.ErrUnsignedMetadata
-		if errors.As(err, &missing) && len(c.targetsKeys) < c.root.TargetsThreshold {
-			return nil // half-signed: the others follow
-		}
-		return fmt.Errorf("check the new targets: %w", err)
+// Keep remembers complete targets that the server has accepted: it can't offer older ones any more
+// without being noticed at the next SignTargets.
+func (c *Ceremony) Keep(targets []byte) error {
+	if _, err := c.root.VerifyTargets(targets); err != nil {
+		return fmt.Errorf("keep the targets: %w", err)
 	}
-	return replaceFile(filepath.Join(c.dir, "targets.json"), data)
+	return replaceFile(filepath.Join(c.dir, "targets.json"), targets)
 }
 
 func apply(s *metadata.TargetsType, change Change) error {
@@ -263,14 +256,7 @@ func apply(s *metadata.TargetsType, change Change) error {
 // and returns it. Who calls it must have looked at what it says.
 func (c *Ceremony) AddSignatures(data []byte) ([]byte, error) {
 	if m, err := metadata.Targets().FromBytes(data); err == nil {
-		out, err := addTo(m, c.targetsKeys)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := c.root.VerifyTargets(out); err == nil {
-			return out, replaceFile(filepath.Join(c.dir, "targets.json"), out)
-		}
-		return out, nil
+		return addTo(m, c.targetsKeys)
 	}
 	m, err := metadata.Root().FromBytes(data)
 	if err != nil {
