@@ -61,6 +61,8 @@ type Config struct {
 	// SlowRetry is how long the client keeps silent after a refusal that only people can lift (see
 	// Stopped); 0 means an hour. Another identity or trust ends the silence.
 	SlowRetry time.Duration
+	// Dial replaces the net's dialer; nil keeps it. Simulated devices have a net of their own.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Client talks to one server as one device. It is safe for use by several goroutines. HTTP/2 carries
@@ -164,13 +166,17 @@ func (c *Client) reconnect() {
 		// authorities that the server names, and the refusal would then hide the cause.
 		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return identity, nil }
 	}
-	c.transport = newTransport(tlsConfig)
+	c.transport = c.newTransport(tlsConfig)
 }
 
-func newTransport(tlsConfig *tls.Config) *http.Transport {
+func (c *Client) newTransport(tlsConfig *tls.Config) *http.Transport {
+	dial := c.cfg.Dial
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 20 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 20 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           dial,
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   20 * time.Second,
 		ForceAttemptHTTP2:     true,
@@ -299,7 +305,7 @@ func (c *Client) Trust(ctx context.Context, pin wire.Hash) (trust wire.Trust, ra
 	defer cancel()
 	// InsecureSkipVerify is safe here and only here: nothing secret is sent, and what comes back is
 	// believed for its SHA-256 alone, which the operator handed over with the token.
-	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+	transport := c.newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 	defer transport.CloseIdleConnections()
 	req, err := c.build(ctx, request{method: http.MethodGet, path: wire.PathTrust + string(pin)})
 	if err != nil {

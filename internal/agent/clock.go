@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"steward/internal/agent/journal"
+)
+
+// keyClock is the journal's key of the latest server time that was seen.
+const keyClock = "agent/clock"
+
+// persistClock is how far the server's time runs on before it is stored again: storage wears out.
+const persistClock = time.Hour
+
+// clock is what certificates and envelopes are judged by. After the first verified answer of this
+// start it follows the server's clock; before, it is the local one, but never earlier than the latest
+// server time of any earlier start. So a device without a battery works at its first contact, and one
+// whose clock was turned back believes no expired envelope.
+type clock struct {
+	local   func() time.Time
+	journal *journal.Journal
+
+	mu     sync.Mutex
+	base   time.Time // the server's time at the moment since
+	since  time.Time // local
+	synced bool      // base comes from a verified answer of this start
+	stored time.Time
+}
+
+func newClock(local func() time.Time, j *journal.Journal) *clock {
+	c := &clock{local: local, journal: j}
+	if found, err := j.Get(keyClock, &c.stored); err == nil && found {
+		c.base, c.since = c.stored, local()
+	}
+	return c
+}
+
+// Now is the corrected time.
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now()
+}
+
+func (c *clock) now() time.Time {
+	local := c.local()
+	if c.base.IsZero() {
+		return local
+	}
+	// The difference of two local readings is monotonic: setting the wall clock doesn't change it.
+	server := c.base.Add(max(0, local.Sub(c.since)))
+	if c.synced || local.Before(server) {
+		return server
+	}
+	return local
+}
+
+// Seen takes the server's time from a verified answer. A time before the base is not taken: the clock
+// never goes back.
+func (c *clock) Seen(server time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	local := c.local()
+	if server.Before(c.base) {
+		return
+	}
+	c.base, c.since, c.synced = server, local, true
+	if server.Sub(c.stored) >= persistClock {
+		c.store()
+	}
+}
+
+// store writes the base; without it an old time counts after the next start, no more.
+func (c *clock) store() {
+	if err := c.journal.Put(keyClock, c.base.UTC()); err == nil {
+		c.stored = c.base
+	}
+}
+
+// Hint takes an unverified time when the local clock can't be right; it is not stored.
+func (c *clock) Hint(server time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if server.After(c.now()) {
+		c.base, c.since = server, c.local()
+	}
+}
+
+// Offset is how far the device's own clock is ahead of the server's; 0 while there was no contact.
+func (c *clock) Offset() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.synced {
+		return 0
+	}
+	return c.local().Sub(c.now())
+}

@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"steward/internal/agent/disposal"
+	"steward/internal/agent/monitoring"
+	"steward/internal/agent/update"
+)
+
+// furnish makes the rooms, once there is an identity.
+func (a *Agent) furnish(ctx context.Context) error {
+	identity := a.provisioning.Identity()
+	root := a.cfg.ReleaseRoot
+	switch {
+	case root != nil:
+		a.releaseTrust = "pinned"
+	case a.provisioning.Trust().ReleaseRoot != nil:
+		root, a.releaseTrust = a.provisioning.Trust().ReleaseRoot, "token"
+	default:
+		a.releaseTrust = "none"
+	}
+	a.monitoring = monitoring.New(monitoring.Config{
+		Host: a.cfg.Host, Sender: a.client, Device: identity.Device,
+		Now: a.clock.Now, Log: a.cfg.Log.With("room", "monitoring"), Changed: a.change, FactsInterval: a.cfg.FactsInterval,
+	})
+	inventory, err := a.cfg.Host.Inventory(ctx)
+	if err != nil {
+		return fmt.Errorf("read the machine: %w", err)
+	}
+	components := a.cfg.ComponentsDir
+	if components == "" {
+		components = filepath.Join(a.cfg.StateDir, componentsDir)
+	}
+	updates, err := update.New(update.Config{
+		Journal: a.journal, StateDir: filepath.Join(a.cfg.StateDir, updateDir), Dir: components,
+		Source: a.client, Host: a.cfg.Host, Root: func() []byte { return root }, Changed: a.change,
+		Architecture: inventory.Architecture, HealthPause: a.cfg.HealthPause,
+		Log: a.cfg.Log.With("room", "update"), Now: a.clock.Now,
+	})
+	if err != nil {
+		return fmt.Errorf("room update: %w", err)
+	}
+	a.rooms = []Room{a.provisioning, a.monitoring, updates}
+	a.disposal, err = disposal.New(disposal.Config{
+		Dir: a.cfg.StateDir, Journal: a.journal, Device: identity.Device, Serial: a.cfg.Serial, Signer: identity.Key,
+		Sender: a.client, Quiesce: a.stopRooms, Sources: a.sources(), Destroy: a.provisioning.Destroy,
+		Keep:     []string{lockFile, journalDir, "identity.pem", "trust.json", StatusFile},
+		KeepKeys: []string{keyServer, keySerial, keyInstance},
+		Retry:    a.cfg.Retry, Now: a.clock.Now, Log: a.cfg.Log.With("room", "disposal"), Changed: a.change,
+	})
+	if err != nil {
+		return fmt.Errorf("room disposal: %w", err)
+	}
+	a.rooms = append(a.rooms, a.disposal)
+	return nil
+}
+
+// sources lists the rooms that hold data.
+func (a *Agent) sources() []disposal.Source {
+	var out []disposal.Source
+	for _, room := range a.rooms {
+		if s, ok := room.(Sanitizer); ok {
+			out = append(out, disposal.Source{Name: room.Name(), Sanitize: s.Sanitize})
+		}
+	}
+	return out
+}
+
+// roomNames of the agent's section.
+func (a *Agent) roomNames() []string {
+	var names []string
+	for _, room := range a.rooms {
+		names = append(names, room.Name())
+	}
+	return names
+}
