@@ -162,13 +162,13 @@ func (in *receiver) receive(ctx context.Context, tx *sqldb.Tx, l *Line, rows []R
 
 // receiveExtra takes a unit into stock that no open unit of the line stands for: it is a new device.
 func (in *receiver) receiveExtra(ctx context.Context, tx *sqldb.Tx, l *Line, r Row, model string) error {
-	list, err := in.s.cfg.Devices.CreateMany(ctx, tx, in.who.Actor, []device.New{{
+	d, err := in.s.cfg.Devices.Create(ctx, tx, in.who.Actor, device.New{
 		Tenant: in.order.Tenant, Serial: r.Serial, Model: model, Stage: device.Received, Reason: in.reason(l),
-	}})
+	})
 	if err != nil {
 		return err
 	}
-	return in.adopt(ctx, tx, list[0], l, r)
+	return in.adopt(ctx, tx, d, l, r)
 }
 
 // adopt counts a device that exists as an extra unit of the line.

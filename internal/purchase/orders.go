@@ -136,25 +136,15 @@ func (s *Service) Place(ctx context.Context, who httpapi.Principal, id, ifMatch 
 
 func (s *Service) createUnits(ctx context.Context, tx *sqldb.Tx, who httpapi.Principal, o Order, l Line) error {
 	reason := fmt.Sprintf("order %s, line %d", o.Number, l.Line)
-	for left := l.Quantity; left > 0; {
-		list := make([]device.New, min(left, batch))
-		left -= int64(len(list))
-		for i := range list {
-			list[i] = device.New{Tenant: o.Tenant, Model: l.Model, Stage: device.Ordered, Reason: reason}
-		}
-		devices, err := s.cfg.Devices.CreateMany(ctx, tx, who.Actor, list)
+	units := make([]unit, l.Quantity)
+	for i := range units {
+		d, err := s.cfg.Devices.Create(ctx, tx, who.Actor, device.New{Tenant: o.Tenant, Model: l.Model, Stage: device.Ordered, Reason: reason})
 		if err != nil {
 			return err
 		}
-		units := make([]unit, len(devices))
-		for i, d := range devices {
-			units[i] = unit{num: d.Num, line: l.Line, model: l.Model, state: unitOpen}
-		}
-		if err := insertUnits(ctx, tx, o, units); err != nil {
-			return err
-		}
+		units[i] = unit{num: d.Num, line: l.Line, model: l.Model, state: unitOpen}
 	}
-	return nil
+	return insertUnits(ctx, tx, o, units)
 }
 
 // CancelPreview is what cancelling would do.

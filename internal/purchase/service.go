@@ -29,8 +29,7 @@ func Migration() sqldb.Migration {
 
 // Devices is what this room needs of the device records.
 type Devices interface {
-	// CreateMany makes devices in bulk, in the order of the list.
-	CreateMany(ctx context.Context, tx *sqldb.Tx, actor device.Actor, list []device.New) ([]device.Device, error)
+	Create(ctx context.Context, tx *sqldb.Tx, actor device.Actor, n device.New) (device.Device, error)
 	// AssignSerial gives an ordered device its serial number; fault.Conflict when another one has it.
 	AssignSerial(ctx context.Context, tx *sqldb.Tx, actor device.Actor, num int64, serial string) (device.Device, error)
 	Move(ctx context.Context, tx *sqldb.Tx, actor device.Actor, m device.Move) (device.Device, error)

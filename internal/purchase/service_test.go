@@ -61,7 +61,7 @@ func each(t *testing.T, test func(t *testing.T, k *desk)) {
 			Scope: device.Scope{Tenant: device.DefaultTenant},
 		}
 		k.devices = registry.New(registry.Config{DB: db, Ledger: k.ledger, Now: k.clock, Log: slog.New(slog.DiscardHandler)})
-		k.Service = purchase.New(purchase.Config{DB: db, Devices: oneByOne{k.devices}, Ledger: k.ledger, Now: k.clock, Log: slog.New(slog.DiscardHandler)})
+		k.Service = purchase.New(purchase.Config{DB: db, Devices: k.devices, Ledger: k.ledger, Now: k.clock, Log: slog.New(slog.DiscardHandler)})
 		k.must(k.SaveSupplier(t.Context(), k.who, "acme", purchase.SupplierSpec{Name: "Acme Ltd."}, ""))
 		k.must(k.SaveModel(t.Context(), k.who, "gw-1", purchase.ModelSpec{
 			Maker: "Acme", Name: "Gateway 1", PartNumber: "GW1-EU", Architecture: "arm64", Interfaces: []string{"ethernet"}, WarrantyMonths: 1,
