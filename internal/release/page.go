@@ -355,8 +355,8 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 		status   RoleStatus
 		soon     time.Duration
 	}{
-		{"root", "Sign a successor: steward release next-root", repo.Root, offlineNotice},
-		{"targets", "Sign them anew by publishing a release, or with steward release resign", repo.Targets, offlineNotice},
+		{"root", "Sign a successor: steward release rotate --keys DIR", repo.Root, offlineNotice},
+		{"targets", "Publishing a release signs them anew", repo.Targets, offlineNotice},
 		{"snapshot", "The server should sign it by itself: look at its log", repo.Snapshot, timestampNotice},
 		{"timestamp", "The server should sign it by itself: look at its log", repo.Timestamp, timestampNotice},
 	} {

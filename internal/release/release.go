@@ -105,7 +105,7 @@ type Repository struct {
 
 // ManagedWarning is shown wherever the repository's state is.
 const ManagedWarning = "This server holds the root and targets keys itself: whoever steals it can install anything on every device. " +
-	"Use it for demonstrations only; for a real fleet make the keys offline with \"steward release init-keys\" before the first device enrolls."
+	"Use it for demonstrations only; for a real fleet make the keys offline with \"steward release init-keys DIR\" before the first device enrolls."
 
 // When expiring metadata becomes a notice. Root and targets need people, who need time.
 const (
