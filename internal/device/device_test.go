@@ -112,3 +112,21 @@ func TestLabelsAreWrittenInTheOrderOfTheirKeys(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+func TestParseLabelsReadsWhatPeopleWrite(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                       "",
+		" b=2,a=1\n c  gpu=\r\n": "a=1,b=2,c=,gpu=",
+		"example.com/x=y":        "example.com/x=y",
+	} {
+		got, err := ParseLabels(in)
+		if err != nil || FormatLabels(got) != want {
+			t.Errorf("%q: %v, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"a=1,a=2", "=x", "a=b=c", "ä=1"} {
+		if got, err := ParseLabels(in); err == nil {
+			t.Errorf("%q was read as %v", in, got)
+		}
+	}
+}

@@ -50,6 +50,21 @@ func checkLabelValue(k, v string) error {
 	return nil
 }
 
+// ParseLabels reads labels as people write them: "a=1, b=2", separated by commas, blanks or lines. A
+// word without "=" is a label with an empty value. It reads what FormatLabels writes.
+func ParseLabels(text string) (map[string]string, error) {
+	labels := map[string]string{}
+	words := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' || r == '\r' })
+	for _, word := range words {
+		k, v, _ := strings.Cut(word, "=")
+		if _, twice := labels[k]; twice {
+			return nil, fmt.Errorf("label %s is named twice", k)
+		}
+		labels[k] = v
+	}
+	return labels, CheckLabels(labels)
+}
+
 // FormatLabels writes labels as "a=1,b=2" in the order of their keys.
 func FormatLabels(labels map[string]string) string {
 	var parts []string

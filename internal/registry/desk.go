@@ -41,6 +41,10 @@ type DeskConfig struct {
 	// PresenceCounts returns how many devices of the scope are in each state; nil counts them by
 	// Presence.Where, at most once in ten seconds.
 	PresenceCounts func(ctx context.Context, scope device.Scope) (map[string]int64, error)
+	// PresenceIn is a SELECT of one column, the numbers of the tenant's devices in the state, with "?"
+	// placeholders, that an index answers. It lets a list of the few devices that are offline begin with
+	// them; nil looks at every device of the list with Presence.Where.
+	PresenceIn func(tenant device.TenantID, state string) (query string, args []any)
 	// Facts returns short words about devices for their row in a list, e.g. the state of an update.
 	Facts func(ctx context.Context, nums []int64) (map[int64][]string, error)
 	// ModelNames returns what people call hardware models; one that is left out is shown by its ID.
@@ -51,6 +55,8 @@ type DeskConfig struct {
 	Notices []func(ctx context.Context, scope device.Scope) ([]ui.Notice, error)
 	// Recent fills the home page's list of events.
 	Recent Recent
+	// Sentence says for people what an event means; nil shows its kind.
+	Sentence func(e ledger.Event) string
 
 	Log *slog.Logger // nil means slog.Default
 }
@@ -61,7 +67,6 @@ type Desk struct {
 	cfg    DeskConfig
 	log    *slog.Logger
 	counts presenceCounts
-	pages  *ui.Pages
 }
 
 // NewDesk returns a Desk.

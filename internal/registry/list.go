@@ -38,12 +38,13 @@ const smallSet = 5000
 type entry int
 
 const (
-	byTenant entry = iota // all devices of the tenant, in the order of their numbers
-	byStage               // those in one stage, in order; or few in several stages, to be sorted
-	byModel               // those of one model, in order
-	byLabel               // those with one label, in order; or few with one of several values, to be sorted
-	byTerm                // those that the search finds, in the order of the terms
-	byID                  // a few named devices
+	byTenant   entry = iota // all devices of the tenant, in the order of their numbers
+	byStage                 // those in one stage, in order; or few in several stages, to be sorted
+	byModel                 // those of one model, in order
+	byLabel                 // those with one label, in order; or few with one of several values, to be sorted
+	byTerm                  // those that the search finds, in the order of the terms
+	byPresence              // few in one state of presence, to be sorted
+	byID                    // a few named devices
 )
 
 // plan is how a page is found.
@@ -91,6 +92,13 @@ func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		}
 		offer(plan{entry: byLabel, anchor: a, devices: n}, len(a.Values) == 1)
 	}
+	if f.Presence != "" && dk.cfg.PresenceIn != nil {
+		counts, err := dk.presenceOf(ctx, device.Scope{Tenant: scope.Tenant})
+		if err != nil {
+			return plan{}, err
+		}
+		offer(plan{entry: byPresence, devices: counts[f.Presence]}, false)
+	}
 	if search && best.devices > smallSet {
 		best = plan{entry: byTerm}
 	}
@@ -135,9 +143,15 @@ func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after po
 // listQuery puts the query together up to its order. Its tables stand in the order of the plan;
 // CROSS JOIN keeps SQLite to it, and PostgreSQL finds its own by statistics.
 func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) *sqldb.Builder {
-	columns, tables := deviceColumns, []string{"registry_device d"}
+	columns, tables, with := deviceColumns, []string{"registry_device d"}, ""
 	if p.entry == byLabel {
 		tables = []string{"registry_label a", "registry_device d"}
+	}
+	var tableArgs []any
+	if p.entry == byPresence {
+		query, args := dk.cfg.PresenceIn(scope.Tenant, f.Presence)
+		tables, tableArgs = []string{"p", "registry_device d"}, args
+		with = "WITH p (num) AS (" + query + ") "
 	}
 	if f.Search != "" {
 		columns += ", t.term"
@@ -147,7 +161,10 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 			tables = append(tables, "registry_term t")
 		}
 	}
-	q := sqldb.NewQuery("SELECT " + columns + " FROM " + strings.Join(tables, " CROSS JOIN ") + " WHERE")
+	q := sqldb.NewQuery(with+"SELECT "+columns+" FROM "+strings.Join(tables, " CROSS JOIN ")+" WHERE", tableArgs...)
+	if p.entry == byPresence {
+		q.Add("d.num = p.num AND")
+	}
 	if p.entry == byLabel {
 		cond, args := anchorCondition(scope.Tenant, p.anchor)
 		q.Add(cond, args...).Add("AND d.num = a.num AND")
