@@ -102,6 +102,8 @@ func (s *Server) problem(r *http.Request, err error) wire.Problem {
 		p.Detail, p.Code = invalid.Error(), wire.CodeRequestInvalid
 	case errors.As(err, &tooLarge):
 		p.Detail, p.Code = fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit), wire.CodeRequestInvalid
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		p.Detail, p.Code = "the body ended before it was whole", wire.CodeRequestInvalid
 	case p.Status == http.StatusRequestTimeout:
 		p.Detail = "the body came too slowly"
 	case p.Status == http.StatusInternalServerError:

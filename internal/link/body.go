@@ -17,16 +17,21 @@ import (
 type body struct {
 	io.ReadCloser
 	ctl      *http.ResponseController
+	answer   http.Header // nil for HTTP/2, whose streams end by themselves
 	patience time.Duration
 	end      time.Time // zero until the first read
-	over     bool      // nothing more will be read
+	over     bool      // it was read to its end
 }
 
 // slowest is the transfer rate in bytes per second below which a body is given up.
 const slowest = 4 << 10
 
-func newBody(ctl *http.ResponseController, r *http.Request, patience time.Duration) *body {
-	return &body{ReadCloser: r.Body, ctl: ctl, patience: patience, over: r.Body == http.NoBody}
+func newBody(a *answer, r *http.Request, patience time.Duration) *body {
+	b := &body{ReadCloser: r.Body, ctl: a.ctl, patience: patience, over: r.Body == http.NoBody}
+	if r.ProtoMajor == 1 {
+		b.answer = a.Header()
+	}
+	return b
 }
 
 // release is called when the answer is written. Of a body that nobody wanted, net/http reads on for a
@@ -49,11 +54,14 @@ func (b *body) Read(p []byte) (int, error) {
 	_ = b.ctl.SetReadDeadline(until)
 	n, err := b.ReadCloser.Read(p)
 	b.end = b.end.Add(time.Duration(n) * time.Second / slowest)
-	if err != nil {
+	switch {
+	case errors.Is(err, io.EOF):
 		b.over = true
-		// At the end of the body net/http watches the connection for its peer's going, and would take a
-		// deadline for that.
+		// From here on net/http watches the connection for its peer's going, and would take a deadline
+		// for that.
 		_ = b.ctl.SetReadDeadline(time.Time{})
+	case err != nil && b.answer != nil:
+		b.answer.Set("Connection", "close") // else the rest is waited for before the answer goes out
 	}
 	return n, err
 }

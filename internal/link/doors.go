@@ -49,6 +49,15 @@ func (d *doors) count() int {
 	return len(d.conns)
 }
 
+func (d *doors) running(num int64) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.parties[num]; p != nil {
+		return len(p.requests)
+	}
+	return 0
+}
+
 // add takes a connection in; false when there are too many.
 func (d *doors) add(c *conn, most int) bool {
 	d.mu.Lock()

@@ -22,7 +22,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 		a := &answer{ResponseWriter: w, ctl: http.NewResponseController(w)}
 		_ = a.ctl.SetWriteDeadline(time.Time{}) // of the request before on this connection
 		a.Header().Set(wire.ProtocolHeader, strconv.Itoa(wire.Protocol))
-		body := newBody(a.ctl, r, s.cfg.BodyTimeout)
+		body := newBody(a, r, s.cfg.BodyTimeout)
 		who := &visitor{}
 		r = r.WithContext(context.WithValue(r.Context(), visitorKey{}, who))
 		defer func() {

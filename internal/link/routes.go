@@ -277,11 +277,13 @@ func (w *ranged) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-var metadataName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200}){0,6}$`)
+var metadataName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$`)
+
+const maxMetadataName = 512 // bytes
 
 func (s *Server) metadata(w http.ResponseWriter, r *http.Request, d device.Device) error {
 	name := r.PathValue("name")
-	if !metadataName.MatchString(name) {
+	if len(name) > maxMetadataName || !metadataName.MatchString(name) {
 		return badRequest("%.100q is no name of a metadata file", name)
 	}
 	body, err := s.cfg.Metadata(r.Context(), d.Tenant, name)

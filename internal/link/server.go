@@ -114,6 +114,9 @@ func (s *Server) revoked(data []byte) {
 // Connections is how many are open now.
 func (s *Server) Connections() int { return s.doors.count() }
 
+// Running is how many requests of the device are being served now.
+func (s *Server) Running(num int64) int { return s.doors.running(num) }
+
 // listener bounds and watches connections.
 func (s *Server) listener() net.Listener {
 	return &listener{Listener: s.cfg.Listener, doors: s.doors, max: s.cfg.MaxConnections, log: s.cfg.Log}

@@ -507,6 +507,7 @@ func TestOperatorSeesTheirPartOfTheFleetOnly(t *testing.T) {
 	each(t, func(t *testing.T, h *house) {
 		ctx := context.Background()
 		d, _, _ := h.enrolled("SN-1")
+		h.clock.forward(time.Second)
 		h.token(NewToken{Serial: "SN-9"})
 		for _, scope := range []device.Scope{{Tenant: "acme"}, {Tenant: h.scope.Tenant, Selector: device.MustSelector("site=berlin")}} {
 			if _, err := h.s.Certificates(ctx, scope, d.ID); !errors.Is(err, fault.NotFound) {
