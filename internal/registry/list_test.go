@@ -133,15 +133,15 @@ func TestListPagesThroughExactlyTheDevicesThatPass(t *testing.T) {
 func TestSearchFindsBeginningsOfIDSerialNameAndWordsOnce(t *testing.T) {
 	each(t, func(h *house) {
 		dk := registry.NewDesk(registry.DeskConfig{Registry: h.s})
-		a := h.create(device.New{Serial: "Dev-77", Name: "Kühlhaus pump 7, pump room"})
+		a := h.create(device.New{Serial: "DX-77", Name: "Kühlhaus pump 7, pump room"})
 		h.create(device.New{Serial: "A_1"})
 		h.create(device.New{Serial: "AX1"})
 		search := func(q string) string {
 			return strings.Join(h.all(dk, everything, registry.Filter{Search: q}, 2), " ")
 		}
 		for q, want := range map[string]string{
-			"kühl": "Dev-77", "KÜHLHAUS PUMP": "Dev-77", "pump": "Dev-77", "room": "Dev-77", "7": "Dev-77",
-			"dev-7": "Dev-77", string(a.ID)[:12]: "Dev-77", "a_": "A_1", "a": "A_1 AX1", "%": "", "ump": "", "x": "",
+			"kühl": "DX-77", "KÜHLHAUS PUMP": "DX-77", "pump": "DX-77", "room": "DX-77", "7": "DX-77",
+			"dx-7": "DX-77", string(a.ID)[:12]: "DX-77", "a_": "A_1", "a": "A_1 AX1", "%": "", "ump": "", "x": "",
 		} {
 			if got := search(q); got != want {
 				t.Errorf("search %q: %q, want %q", q, got, want)
@@ -151,7 +151,7 @@ func TestSearchFindsBeginningsOfIDSerialNameAndWordsOnce(t *testing.T) {
 			t.Errorf("search dev- finds %d rows, want every device once", got)
 		}
 		h.do(func(tx *sqldb.Tx) (device.Device, error) { return h.s.Rename(t.Context(), tx, operator, a.Num, "Ofen") })
-		if search("pump") != "" || search("ofe") != "Dev-77" {
+		if search("pump") != "" || search("ofe") != "DX-77" {
 			t.Error("the search knows the old name only")
 		}
 	})
