@@ -322,18 +322,10 @@ func (s *Service) previewFit(ctx context.Context, p *Preview, b *sqldb.Builder, 
 	return rows.Err()
 }
 
-// Usage answers the room release about what is in use. It needs no more than the tables, so that it can
-// be made before the Service is.
-type Usage struct {
-	DB      *sqldb.DB
-	Devices Devices // for scopes that are a part of a tenant
-}
-
-// InUse counts the active assignments of a release, and the devices that are asked for it, are in the
-// middle of it or run it.
-func (u Usage) InUse(ctx context.Context, q sqldb.Reader, tenant device.TenantID, release struct{ Name, Version string }) (assignments, devices int64, err error) {
-	if err = q.QueryRowContext(ctx, `SELECT COUNT(*) FROM update_assignment WHERE tenant = $1 AND name = $2 AND version = $3 AND state = 'active'`,
-		tenant, release.Name, release.Version).Scan(&assignments); err != nil {
+// InUse counts the active assignments of a release, and the devices that are asked for it or run it.
+func (s *Service) InUse(ctx context.Context, q sqldb.Reader, tenant device.TenantID, name, version string) (assignments, devices int64, err error) {
+	if err = q.QueryRowContext(ctx, `SELECT COUNT(*) FROM update_assignment WHERE tenant = $1 AND name = $2 AND version = $3 AND state = $4`,
+		tenant, name, version, Active).Scan(&assignments); err != nil {
 		return 0, 0, err
 	}
 	err = q.QueryRowContext(ctx, `SELECT COUNT(*) FROM (
@@ -341,17 +333,17 @@ func (u Usage) InUse(ctx context.Context, q sqldb.Reader, tenant device.TenantID
 				WHERE a.tenant = $1 AND a.name = $2 AND a.version = $3 AND s.current = 1
 			UNION SELECT i.num FROM update_installed i JOIN update_device d ON d.num = i.num
 				WHERE d.tenant = $4 AND i.name = $5 AND i.version = $6) used`,
-		tenant, release.Name, release.Version, tenant, release.Name, release.Version).Scan(&devices)
+		tenant, name, version, tenant, name, version).Scan(&devices)
 	return assignments, devices, err
 }
 
-// States counts the scope's devices that are asked for a release now by how far they are.
-func (u Usage) States(ctx context.Context, scope device.Scope, release struct{ Name, Version string }) (map[string]int64, error) {
-	cond, args := (&Service{cfg: Config{Devices: u.Devices}}).within(scope)
+// ReleaseStates counts the scope's devices that are asked for a release now by how far they are.
+func (s *Service) ReleaseStates(ctx context.Context, scope device.Scope, name, version string) (map[string]int64, error) {
+	cond, args := s.within(scope)
 	b := sqldb.NewQuery(`SELECT s.state, COUNT(*) FROM update_assignment a JOIN update_state s ON s.assignment = a.num
-		WHERE a.tenant = ? AND a.name = ? AND a.version = ? AND s.current = 1 AND`, scope.Tenant, release.Name, release.Version).
+		WHERE a.tenant = ? AND a.name = ? AND a.version = ? AND s.current = 1 AND`, scope.Tenant, name, version).
 		Add(cond, args...).Add(`GROUP BY s.state`)
-	counts, err := countStates(ctx, u.DB, b)
+	counts, err := countStates(ctx, s.cfg.DB, b)
 	out := map[string]int64{}
 	for state, n := range counts {
 		out[string(state)] = n
