@@ -113,35 +113,22 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// Handle is the room's ledger consumer (ledger.Consume under the name "monitoring"): a device that
-// enrolls gets the tenant's policy, one that is disposed of or goes to a new owner is forgotten.
-func (s *Service) Handle(ctx context.Context, tx *sqldb.Tx, events []ledger.Event) error {
-	var gone []device.Device
-	for _, e := range events {
-		if e.Kind != "device.moved" || e.Device == "" {
-			continue
-		}
-		d, err := s.cfg.Devices.ByID(ctx, tx, e.Tenant, e.Device)
-		if missing(err) {
-			continue
-		}
+// Moved is told of each move of a device in its transaction: one that enters service gets the tenant's
+// policy as its desired section, one that is disposed of or goes to a new owner is forgotten.
+func (s *Service) Moved(ctx context.Context, tx *sqldb.Tx, d device.Device, _ device.Stage) error {
+	switch d.Stage {
+	case device.Enrolled, device.Active:
+		p, err := s.policyIn(ctx, tx, d.Tenant)
 		if err != nil {
-			return fmt.Errorf("monitoring of %s: %w", e.Device, err)
+			return err
 		}
-		switch d.Stage { // the present one: an old event may come late
-		case device.Enrolled, device.Active:
-			p, err := s.policyIn(ctx, tx, d.Tenant)
-			if err != nil {
-				return err
-			}
-			if err := s.cfg.Twin.SetDesired(ctx, tx, d.Num, wire.SectionMonitoring, p.desired()); err != nil {
-				return fmt.Errorf("monitoring policy of %s: %w", d.ID, err)
-			}
-		case device.Disposed, device.Received:
-			gone = append(gone, d)
+		if err := s.cfg.Twin.SetDesired(ctx, tx, d.Num, wire.SectionMonitoring, p.desired()); err != nil {
+			return fmt.Errorf("monitoring policy of %s: %w", d.ID, err)
 		}
+	case device.Disposed, device.Received:
+		return s.forget(ctx, tx, d)
 	}
-	return s.forget(ctx, tx, gone)
+	return nil
 }
 
 // Forget deletes a device's contacts and troubles, and its series within seconds.
@@ -150,16 +137,14 @@ func (s *Service) Forget(ctx context.Context, num int64) error {
 	if err != nil {
 		return err
 	}
-	return s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return s.forget(ctx, tx, []device.Device{d}) })
+	return s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return s.forget(ctx, tx, d) })
 }
 
-// forget deletes what the database has of the devices, and notes that their series are to go: those lie
+// forget deletes what the database has of a device, and notes that its series are to go: those lie
 // outside of the transaction, so Run deletes them afterwards.
-func (s *Service) forget(ctx context.Context, tx *sqldb.Tx, gone []device.Device) error {
-	for _, d := range gone {
-		if err := s.forgetContact(ctx, tx, d); err != nil {
-			return fmt.Errorf("forget %s: %w", d.ID, err)
-		}
+func (s *Service) forget(ctx context.Context, tx *sqldb.Tx, d device.Device) error {
+	if err := s.forgetContact(ctx, tx, d); err != nil {
+		return fmt.Errorf("forget %s: %w", d.ID, err)
 	}
 	return nil
 }
