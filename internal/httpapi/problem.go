@@ -186,7 +186,7 @@ func refusalHeaders(status int, err error) http.Header {
 	var later *Later
 	switch {
 	case errors.As(err, &later):
-		h.Set("Retry-After", retryAfter(later.After))
+		h.Set("Retry-After", RetryAfter(later.After))
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		h.Set("Retry-After", "5")
 	case status == http.StatusUnauthorized:
@@ -197,8 +197,8 @@ func refusalHeaders(status int, err error) http.Header {
 
 const challenge = `Bearer realm="steward"`
 
-// retryAfter writes whole seconds, at least one.
-func retryAfter(d time.Duration) string {
+// RetryAfter writes a Retry-After header: whole seconds, at least one.
+func RetryAfter(d time.Duration) string {
 	return strconv.Itoa(max(1, int(math.Ceil(d.Seconds()))))
 }
 
