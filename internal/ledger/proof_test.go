@@ -88,6 +88,9 @@ func TestProofOfWhatIsNotThereIsRefused(t *testing.T) {
 		if _, err := h.l.Checkpoint(t.Context()); !errors.Is(err, fault.Unavailable) {
 			t.Errorf("checkpoint of a ledger that never ran: %v", err)
 		}
+		if _, err := h.l.Verify(t.Context()); !errors.Is(err, fault.Unavailable) {
+			t.Errorf("verify a ledger that never ran: %v", err)
+		}
 		if _, err := h.l.Inclusion(t.Context(), "evt-none"); !errors.Is(err, fault.NotFound) {
 			t.Errorf("unknown event: %v", err)
 		}
@@ -168,6 +171,7 @@ func TestTamperedLedgerIsDetected(t *testing.T) {
 		"tree hash changed":  {[]string{"UPDATE ledger_hash SET hash = $1 WHERE idx = 2"}, "stored tree hash 2"},
 		"tree hash removed":  {[]string{"DELETE FROM ledger_hash WHERE idx = 2"}, "stored tree hash 2"},
 		"tree cut":           {[]string{"DELETE FROM ledger_event WHERE sequence >= 10", "UPDATE ledger_head SET size = 10"}, "says 10 entries and signs 20"},
+		"all wiped":          {[]string{"DELETE FROM ledger_hash", "UPDATE ledger_head SET size = 0, checkpoint = ''"}, "signature is wrong"},
 		"head made up":       {[]string{"UPDATE ledger_head SET checkpoint = 'steward.test/ledger'"}, "signature is wrong"},
 		"signature replaced": {[]string{"UPDATE ledger_head SET checkpoint = REPLACE(checkpoint, '20', '21')"}, "signature is wrong"},
 	} {

@@ -131,8 +131,8 @@ func (f Filter) addKinds(q *sqldb.Builder) {
 		}
 		if strings.Contains(kind, ".") {
 			q.Add("kind = ?", kind)
-		} else { // "/" follows "." in ASCII: this is the range of all texts that begin with "room."
-			q.Add("kind >= ? AND kind < ?", kind+".", kind+"/")
+		} else {
+			q.Add("room = ?", kind)
 		}
 	}
 	q.Add(")")
@@ -229,7 +229,8 @@ func (l *Ledger) Verifier() (string, error) {
 // each once, in alphabetical order: what live pages have to refresh.
 func (l *Ledger) TopicsSince(ctx context.Context, tenant device.TenantID, after, to int64) ([]string, error) {
 	rows, err := l.cfg.DB.QueryContext(ctx,
-		"SELECT DISTINCT kind FROM ledger_event WHERE tenant = $1 AND sequence >= $2 AND sequence < $3", string(tenant), after, to)
+		// "|| ''" keeps SQLite from walking through all of the tenant's kinds instead of the few newest rows.
+		"SELECT DISTINCT kind FROM ledger_event WHERE tenant || '' = $1 AND sequence >= $2 AND sequence < $3", string(tenant), after, to)
 	if err != nil {
 		return nil, fmt.Errorf("read ledger topics: %w", err)
 	}

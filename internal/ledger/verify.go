@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"steward/internal/fault"
 	"steward/internal/sqldb"
 )
 
@@ -44,6 +45,11 @@ func (l *Ledger) Verify(ctx context.Context, kept ...[]byte) (Checkpoint, error)
 	if err != nil {
 		return Checkpoint{}, err
 	}
+	if h == (head{}) && len(kept) == 0 {
+		if err := l.neverSequenced(ctx); err != nil {
+			return Checkpoint{}, err
+		}
+	}
 	v := &verification{db: l.cfg.DB, wanted: map[int64]tlog.Hash{}, problems: &TamperError{}}
 	signed, err := OpenCheckpoint([]byte(h.checkpoint), verifier)
 	if err != nil {
@@ -73,6 +79,20 @@ func (l *Ledger) Verify(ctx context.Context, kept ...[]byte) (Checkpoint, error)
 		return signed, v.problems
 	}
 	return signed, nil
+}
+
+// neverSequenced returns a refusal when the ledger has not begun: without a head and without a row that
+// claims a place.
+func (l *Ledger) neverSequenced(ctx context.Context) error {
+	var n int64
+	err := l.cfg.DB.QueryRowContext(ctx, "SELECT COUNT(*) FROM ledger_event WHERE sequence IS NOT NULL").Scan(&n)
+	if err != nil {
+		return fmt.Errorf("look into the ledger: %w", err)
+	}
+	if n > 0 {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "the ledger has no signed tree head yet: the server has never run")
 }
 
 // verification walks the events and the stored hashes side by side in the order of the tree.

@@ -37,6 +37,9 @@ func postgresURL(t testing.TB, migrations []sqldb.Migration) string {
 	if err != nil {
 		t.Fatalf("start PostgreSQL: %v", err)
 	}
+	if base.outside {
+		return base.fresh(t, "template0", migrations)
+	}
 	template, err := templates.get(PostgresEngine, migrations, func(ctx context.Context, name string) (string, error) {
 		name = fmt.Sprintf("steward_template_%s_%d", name, os.Getpid())
 		if err := base.admin(ctx, "CREATE DATABASE "+name+" TEMPLATE template0"); err != nil {
@@ -47,23 +50,35 @@ func postgresURL(t testing.TB, migrations []sqldb.Migration) string {
 	if err != nil {
 		t.Fatalf("migrate the PostgreSQL template: %v", err)
 	}
+	return base.fresh(t, template, nil)
+}
+
+// fresh makes a database for one test and drops it when the test ends.
+func (c cluster) fresh(t testing.TB, template string, migrations []sqldb.Migration) string {
+	t.Helper()
 	name := fmt.Sprintf("steward_test_%d_%d", os.Getpid(), databaseCount.Add(1))
-	if err := base.admin(t.Context(), "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
+	if err := c.admin(t.Context(), "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
 		t.Fatalf("make test database: %v", err)
 	}
 	t.Cleanup(func() {
 		// FORCE ends connections that a failed test has left open.
-		if err := base.admin(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+		if err := c.admin(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
 			t.Errorf("drop test database: %v", err)
 		}
 	})
-	return base.database(name)
+	if err := migrate(t.Context(), c.database(name), migrations); err != nil {
+		t.Fatalf("migrate test database: %v", err)
+	}
+	return c.database(name)
 }
 
 var databaseCount atomic.Int64
 
 // cluster is a PostgreSQL server by the URL of its maintenance database.
-type cluster struct{ url url.URL }
+type cluster struct {
+	url     url.URL
+	outside bool // not ours: nothing but the tests' databases is made there, and those are dropped
+}
 
 func (c cluster) database(name string) string {
 	u := c.url
@@ -90,7 +105,7 @@ var postgres = sync.OnceValues(func() (cluster, error) {
 		if err != nil {
 			return cluster{}, fmt.Errorf("STEWARD_TEST_POSTGRES: %w", err)
 		}
-		return cluster{*u}, nil
+		return cluster{url: *u, outside: true}, nil
 	}
 	return startPostgres()
 })
@@ -145,7 +160,7 @@ func startPostgres() (cluster, error) {
 		return cluster{}, err
 	}
 	running = &server{hold: hold, cmd: cmd}
-	c := cluster{url.URL{Scheme: "postgres", User: url.User("steward"), Path: "/postgres",
+	c := cluster{url: url.URL{Scheme: "postgres", User: url.User("steward"), Path: "/postgres",
 		RawQuery: url.Values{"host": {dir}}.Encode()}}
 	if err := c.ready(); err != nil {
 		text, _ := os.ReadFile(log.Name())

@@ -73,6 +73,9 @@ func OpenURL(t testing.TB, url string) *sqldb.DB {
 }
 
 func migrate(ctx context.Context, url string, migrations []sqldb.Migration) error {
+	if len(migrations) == 0 {
+		return nil
+	}
 	db, err := sqldb.Open(ctx, url)
 	if err != nil {
 		return err
