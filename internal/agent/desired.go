@@ -149,12 +149,30 @@ func (a *Agent) newer(epoch int64) {
 // accept verifies an envelope, fetches what it names, stores it, and marks what has changed.
 func (a *Agent) accept(ctx context.Context, envelope []byte) error {
 	desired, err := a.verify(envelope)
-	if a.problems.set("envelope", refusal(err)) {
-		a.change()
-	}
+	a.tell("envelope", "desired state refused", err)
 	if err != nil {
 		return err
 	}
+	err = a.fetch(ctx, desired)
+	if ctx.Err() == nil {
+		a.tell("desired", "desired state not taken", err)
+	}
+	return err
+}
+
+// tell makes an error a problem of the agent, or takes it back, and has it reported.
+func (a *Agent) tell(source, what string, err error) {
+	text := ""
+	if err != nil {
+		text = what + ": " + err.Error()
+	}
+	if a.problems.set(source, text) {
+		a.change()
+	}
+}
+
+// fetch gets the documents that are not known and stores the state.
+func (a *Agent) fetch(ctx context.Context, desired wire.Desired) error {
 	next := acceptedState{Epoch: desired.Epoch, Sections: map[wire.Section]acceptedSection{}}
 	known := a.sections()
 	var unknown []string
@@ -173,22 +191,13 @@ func (a *Agent) accept(ctx context.Context, envelope []byte) error {
 	return a.take(next)
 }
 
-func refusal(err error) string {
-	if err == nil {
-		return ""
-	}
-	return "desired state refused: " + err.Error()
-}
-
 func (a *Agent) noteUnknown(sections []string) {
 	slices.Sort(sections)
-	text := ""
+	var err error
 	if len(sections) > 0 {
-		text = fmt.Sprintf("sections that this agent does not understand: %q", sections)
+		err = fmt.Errorf("%q", sections)
 	}
-	if a.problems.set("sections", text) {
-		a.change()
-	}
+	a.tell("sections", "sections that this agent does not understand", err)
 }
 
 // verify opens the envelope and refuses what is not meant for this device at this time.
@@ -283,15 +292,10 @@ func (a *Agent) applyPending(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		text := ""
+		a.tell("section "+string(section), "section "+string(section), err)
 		if err != nil {
-			text = fmt.Sprintf("section %s: %v", section, err)
 			a.cfg.Log.Warn("section not applied", "section", section, "error", err)
-		}
-		if a.problems.set("section "+string(section), text) {
-			a.change()
-		}
-		if err == nil {
+		} else {
 			a.desired.mu.Lock()
 			delete(a.desired.pending, section)
 			a.desired.mu.Unlock()

@@ -46,7 +46,7 @@ func (a *Agent) furnish(ctx context.Context) error {
 	a.rooms = []Room{a.provisioning, a.monitoring, updates}
 	a.disposal, err = disposal.New(disposal.Config{
 		Dir: a.cfg.StateDir, Journal: a.journal, Device: identity.Device, Serial: a.cfg.Serial, Signer: identity.Key,
-		Sender: a.client, Quiesce: a.stopRooms, Sources: a.sources(), Destroy: a.provisioning.Destroy,
+		Sender: a.client, Quiesce: a.stopRooms, Sources: a.sources(), Destroy: a.destroyIdentity,
 		Keep:     []string{lockFile, journalDir, "identity.pem", "trust.json", StatusFile},
 		KeepKeys: []string{keyServer, keySerial, keyInstance},
 		Retry:    a.cfg.Retry, Now: a.clock.Now, Log: a.cfg.Log.With("room", "disposal"), Changed: a.change,
@@ -56,6 +56,12 @@ func (a *Agent) furnish(ctx context.Context) error {
 	}
 	a.rooms = append(a.rooms, a.disposal)
 	return nil
+}
+
+// destroyIdentity is the end of a disposal: from here on nothing is written to the state directory.
+func (a *Agent) destroyIdentity(ctx context.Context) error {
+	a.status.silence()
+	return a.provisioning.Destroy(ctx)
 }
 
 // sources lists the rooms that hold data.

@@ -77,7 +77,14 @@ func (b *statusBoard) setUpdate(body []byte) {
 	b.update = body
 }
 
-// bury ends all writing: the directory of a decommissioned device stays clear.
+// silence ends all writing: the directory of a decommissioned device stays clear.
+func (b *statusBoard) silence() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buried = true
+}
+
+// bury says that the end is reached.
 func (b *statusBoard) bury() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -94,8 +101,11 @@ const statusEvery = time.Minute
 func (b *statusBoard) write(s Status) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.buried {
+		return
+	}
 	b.current = s
-	if b.buried || b.path == "" {
+	if b.path == "" {
 		return
 	}
 	same := s.State == b.written.State && s.Detail == b.written.Detail && string(s.Update) == string(b.written.Update) &&

@@ -413,6 +413,7 @@ func (r *Room) bury(context.Context) error {
 // destroy wipes key, certificate, trust and journal. After a kill within, Finish does the rest: the
 // tombstone stands.
 func (r *Room) destroy(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // half a destruction helps nobody, and it takes no time
 	if err := r.cfg.Destroy(ctx); err != nil {
 		return fmt.Errorf("destroy the key: %w", err)
 	}

@@ -42,7 +42,7 @@ func (c *Client) est(ctx context.Context, r request, csrDER []byte) ([]*x509.Cer
 		p.Code = wire.CodePending
 		return nil, fmt.Errorf("ask for a certificate: %w", p)
 	}
-	certs, err := parseCertsOnly(got.body)
+	certs, err := ParseCertsOnly(got.body)
 	if err != nil {
 		return nil, fmt.Errorf("ask for a certificate: %w", err)
 	}
@@ -68,9 +68,9 @@ type (
 
 var oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
 
-// parseCertsOnly reads the base64 of a certs-only message, with or without line breaks. The first
+// ParseCertsOnly reads the base64 of a certs-only message, with or without line breaks. The first
 // certificate is the device's own (RFC 7030 asks for it first), the rest its chain.
-func parseCertsOnly(body []byte) ([]*x509.Certificate, error) {
+func ParseCertsOnly(body []byte) ([]*x509.Certificate, error) {
 	text := strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\r' || r == ' ' || r == '\t' {
 			return -1
