@@ -134,11 +134,13 @@ func (p *pages) showAccount(w http.ResponseWriter, r *http.Request, who httpapi.
 	if err != nil {
 		return err
 	}
-	return p.renderAccount(w, r, who, a, accountForm{Email: a.Email, Role: a.Role.String(), Selector: a.Selector.String()}, nil)
+	form := accountForm{Email: a.Email, Role: a.Role.String(), Selector: a.Selector.String()}
+	return p.renderAccount(w, r, who, accountData{Account: a, Form: form})
 }
 
-func (p *pages) renderAccount(w http.ResponseWriter, r *http.Request, who httpapi.Principal, a Account, form accountForm, errs ui.FormErrors) error {
-	data := accountData{Form: form, Roles: roleOptions(httpapi.Admin), Errors: errs, Account: a}
+func (p *pages) renderAccount(w http.ResponseWriter, r *http.Request, who httpapi.Principal, data accountData) error {
+	a := data.Account
+	data.Roles = roleOptions(httpapi.Admin)
 	var err error
 	if data.Tokens, _, err = p.Tokens(r.Context(), who, a.ID, httpapi.PageIn{Limit: pageRows}); err != nil {
 		return err
@@ -147,7 +149,7 @@ func (p *pages) renderAccount(w http.ResponseWriter, r *http.Request, who httpap
 		return err
 	}
 	view := ui.View{Title: a.Name, Nav: accessNav, Crumbs: accessCrumbs, Live: "access", Data: data}
-	if errs != nil {
+	if data.Errors != nil {
 		view.Status = http.StatusUnprocessableEntity
 	}
 	return p.Render(w, r, who, "account.html", view)
@@ -167,7 +169,7 @@ func (p *pages) changeAccount(w http.ResponseWriter, r *http.Request, who httpap
 		if err != nil {
 			return err
 		}
-		return p.renderAccount(w, r, who, a, form, fe)
+		return p.renderAccount(w, r, who, accountData{Account: a, Form: form, Errors: fe})
 	}
 	if err != nil {
 		return err

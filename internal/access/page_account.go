@@ -1,7 +1,6 @@
 package access
 
 import (
-	"errors"
 	"net/http"
 	"strconv"
 
@@ -78,12 +77,15 @@ func (p *pages) showPassword(w http.ResponseWriter, r *http.Request, who httpapi
 	if err != nil {
 		return err
 	}
-	return p.renderPassword(w, r, who, http.StatusOK, g, nil)
+	return p.renderPassword(w, r, who, g, nil)
 }
 
-func (p *pages) renderPassword(w http.ResponseWriter, r *http.Request, who httpapi.Principal, status int, g grant, errs ui.FormErrors) error {
-	view := ui.View{Title: "Change your password", Nav: accountNav, Status: status,
+func (p *pages) renderPassword(w http.ResponseWriter, r *http.Request, who httpapi.Principal, g grant, errs ui.FormErrors) error {
+	view := ui.View{Title: "Change your password", Nav: accountNav,
 		Data: passwordData{Name: g.account.Name, Forced: g.account.MustChange, Errors: errs, Least: MinPassword}}
+	if errs != nil {
+		view.Status = http.StatusUnprocessableEntity
+	}
 	if who.Role > httpapi.Nobody {
 		view.Crumbs = []ui.NavItem{{Name: "Your account", Path: accountNav}}
 	}
@@ -96,17 +98,14 @@ func (p *pages) changePassword(w http.ResponseWriter, r *http.Request, who httpa
 		return err
 	}
 	if r.PostFormValue("new") != r.PostFormValue("again") {
-		return p.renderPassword(w, r, who, http.StatusUnprocessableEntity, g, ui.FormErrors{"again": "This is not the same password."})
+		return p.renderPassword(w, r, who, g, ui.FormErrors{"again": "This is not the same password."})
 	}
 	secret, err := p.ChangeOwnPassword(r.Context(), PasswordChange{
 		Account: g.account.ID, Current: r.PostFormValue("current"), New: r.PostFormValue("new"),
 		Client: p.proxies.Client(r), Agent: r.UserAgent(),
 	})
-	if errors.Is(err, fault.TooMany) {
-		return p.renderPassword(w, r, who, http.StatusTooManyRequests, g, ui.FormErrors{"": sentence(err.Error())})
-	}
 	if fe := ui.FormErrorsFrom(err); fe != nil {
-		return p.renderPassword(w, r, who, http.StatusUnprocessableEntity, g, fe)
+		return p.renderPassword(w, r, who, g, fe)
 	}
 	if err != nil {
 		return err

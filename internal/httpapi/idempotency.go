@@ -83,7 +83,6 @@ func keyParam() *huma.Param {
 
 // settlement is the row of the request that is being served.
 type settlement struct {
-	api    *API
 	row    string
 	secret []byte
 	status int
@@ -178,7 +177,7 @@ func (a *API) prepare(r *http.Request, op Op) (*settlement, string, error) {
 	if status == 0 {
 		status = http.StatusOK
 	}
-	return &settlement{api: a, row: hex.EncodeToString(sum[:]), secret: []byte(key), status: status}, hex.EncodeToString(print.Sum(nil)), nil
+	return &settlement{row: hex.EncodeToString(sum[:]), secret: []byte(key), status: status}, hex.EncodeToString(print.Sum(nil)), nil
 }
 
 func principalKey(who Principal) string {
