@@ -145,6 +145,9 @@ func (d *doors) leave(num int64, v *visit) {
 		delete(p.requests, v)
 		p.last = d.cfg.Now()
 	}
+	if v.keep && v.conn != nil { // net/http sends the answer when the handlers have returned
+		v.conn.speaks = time.Now().Add(lastWord)
+	}
 }
 
 // lastWord is how long the answer to a request that revoked its own device may take to leave.
@@ -158,6 +161,7 @@ func (d *doors) revoke(num int64) int {
 	p := d.parties[num]
 	var closing []*conn
 	if p != nil {
+		now := time.Now()
 		keep := map[*conn]bool{}
 		for v := range p.requests {
 			if v.keep {
@@ -167,7 +171,7 @@ func (d *doors) revoke(num int64) int {
 			v.cancel(errRevokedNow)
 		}
 		for c := range p.conns {
-			if keep[c] {
+			if keep[c] || now.Before(c.speaks) {
 				c.closeSoon()
 			} else {
 				closing = append(closing, c)
@@ -210,14 +214,15 @@ func (d *doors) closeAll() {
 	}
 }
 
-// conn is one TCP connection. num is its device, 0 until a request has been identified; doors' lock
-// guards num and later.
+// conn is one TCP connection. num is its device, 0 until a request has been identified; speaks is
+// until when an answer may be on its way that must arrive. doors' lock guards num, speaks and later.
 type conn struct {
 	net.Conn
-	doors *doors
-	once  sync.Once
-	num   int64
-	later *time.Timer
+	doors  *doors
+	once   sync.Once
+	num    int64
+	speaks time.Time
+	later  *time.Timer
 }
 
 // Close is also what net/http calls; the TCP connection goes at once, without TLS's farewell, which a

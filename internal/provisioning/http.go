@@ -1,10 +1,10 @@
 package provisioning
 
 import (
+	"bytes"
 	"context"
 	"encoding/csv"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"time"
@@ -104,16 +104,15 @@ func (s *Service) apiCreateTokens(ctx context.Context, who httpapi.Principal, in
 // apiCreateTokensCSV takes the body of the JSON operation and answers the columns that a labelling or
 // flashing station wants.
 func (s *Service) apiCreateTokensCSV(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		return err
+	}
 	var in bulkOrder
-	dec := json.NewDecoder(r.Body)
+	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&in); err != nil {
-		var syntax *json.SyntaxError
-		var kind *json.UnmarshalTypeError
-		if errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-			return fault.Bad("body", "want {\"tokens\": [{\"device\": …}, …]}: %s", err)
-		}
-		return err
+		return fault.Bad("body", "want {\"tokens\": [{\"device\": …}, …]}: %s", err)
 	}
 	if dec.More() {
 		return fault.Bad("body", "there is more behind the JSON value")
@@ -229,7 +228,7 @@ func (s *Service) apiExpiring(ctx context.Context, who httpapi.Principal, in *ex
 }
 
 type reasonIn struct {
-	deviceIn
+	ID   string `path:"id" maxLength:"40" example:"dev-0k3v9m2xq7ah5ptd"`
 	Body struct {
 		Reason string `json:"reason" minLength:"1" maxLength:"500" doc:"Kept in the ledger"`
 	}
