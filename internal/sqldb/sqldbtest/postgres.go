@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -57,7 +56,7 @@ func postgresURL(t testing.TB, migrations []sqldb.Migration) string {
 func (c cluster) fresh(t testing.TB, template string, migrations []sqldb.Migration) string {
 	t.Helper()
 	name := fmt.Sprintf("steward_test_%d_%d", os.Getpid(), databaseCount.Add(1))
-	if err := c.admin(t.Context(), "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
+	if err := c.admin(t.Context(), "CREATE DATABASE "+name+" TEMPLATE "+template+c.strategy); err != nil {
 		t.Fatalf("make test database: %v", err)
 	}
 	t.Cleanup(func() {
@@ -76,8 +75,9 @@ var databaseCount atomic.Int64
 
 // cluster is a PostgreSQL server by the URL of its maintenance database.
 type cluster struct {
-	url     url.URL
-	outside bool // not ours: nothing but the tests' databases is made there, and those are dropped
+	url      url.URL
+	strategy string // how databases are copied; empty leaves it to the server
+	outside  bool   // not ours: nothing but the tests' databases is made there, and those are dropped
 }
 
 func (c cluster) database(name string) string {
@@ -162,6 +162,9 @@ func startPostgres() (cluster, error) {
 	running = &server{hold: hold, cmd: cmd}
 	c := cluster{url: url.URL{Scheme: "postgres", User: url.User("steward"), Path: "/postgres",
 		RawQuery: url.Values{"host": {dir}}.Encode()}}
+	if versionOf(bin) >= 15 {
+		c.strategy = " STRATEGY file_copy" // dropping takes a third of the time
+	}
 	if err := c.ready(); err != nil {
 		text, _ := os.ReadFile(log.Name())
 		return cluster{}, fmt.Errorf("%w; its log: %s", err, text)
@@ -224,11 +227,18 @@ func postgresBin() (string, error) {
 		}
 		return "", errNoPostgres
 	}
-	version := func(path string) int {
-		n, _ := strconv.Atoi(strings.Split(path, "/")[4])
-		return n
+	return filepath.Dir(slices.MaxFunc(found, func(a, b string) int {
+		return versionOf(filepath.Dir(a)) - versionOf(filepath.Dir(b))
+	})), nil
+}
+
+// versionOf reads the major version out of Debian's /usr/lib/postgresql/15/bin; 0 when it is elsewhere.
+func versionOf(bin string) int {
+	n, err := strconv.Atoi(filepath.Base(filepath.Dir(bin)))
+	if err != nil {
+		return 0
 	}
-	return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil
+	return n
 }
 
 // ownedByPostgres gives the directory to the user postgres and returns that user.
