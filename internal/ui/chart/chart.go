@@ -46,13 +46,13 @@ type TimeSeries struct {
 	Band   *Band
 	// Top fixes the upper end of the axis, for example 1 for a ratio; 0 fits it to the values.
 	Top float64
-	// Width and Height of the drawing in its own units; 0 means 420 and 150. It scales to its place.
+	// Width and Height of the drawing in its own units; 0 means 400 and 150. It scales to its place.
 	Width, Height float64
 }
 
 // Margins around the plot, for the axes' words.
 const (
-	marginLeft, marginRight = 58, 8
+	marginLeft, marginRight = 62, 8
 	marginTop, marginBottom = 8, 20
 	maxHits                 = 96 // places to hover; more are thinner than a pointer can hit
 )
@@ -67,7 +67,7 @@ type frame struct {
 // HTML draws the chart as a <figure>.
 func (c TimeSeries) HTML() template.HTML {
 	if c.Width == 0 {
-		c.Width = 420
+		c.Width = 400
 	}
 	if c.Height == 0 {
 		c.Height = 150

@@ -64,17 +64,29 @@ async function refresh() {
 function replace(fresh) {
   for (const old of document.querySelectorAll("[data-live][id]")) {
     const next = fresh.getElementById(old.id);
-    if (!next || old.outerHTML === next.outerHTML || selecting(old)) continue;
+    if (!next || same(old, next) || selecting(old)) continue;
     if (old.querySelector("[data-live][id]")) continue; // its parts are replaced one by one
     const kept = remember(old);
     const here = document.importNode(next, true);
     old.replaceWith(here);
     restore(here, kept);
-    here.classList.add("fresh");
-    here.addEventListener("animationend", () => here.classList.remove("fresh"), { once: true });
     here.dispatchEvent(new CustomEvent("steward:replaced", { bubbles: true }));
   }
   if (fresh.title) document.title = fresh.title;
+}
+
+// same tells whether a part says nothing new: what ticks by itself or was changed by the reader aside
+function same(a, b) {
+  const plain = (el) => {
+    const copy = el.cloneNode(true);
+    for (const t of copy.querySelectorAll("time[data-rel]")) t.textContent = "";
+    for (const d of copy.querySelectorAll("details")) d.removeAttribute("open");
+    for (const h of copy.querySelectorAll("[data-copy], [data-help], [data-selected-bar]")) h.hidden = true;
+    for (const o of copy.querySelectorAll("[data-selected-bar] output, [data-copy]")) o.textContent = "";
+    for (const r of copy.querySelectorAll("tr[class]")) r.removeAttribute("class");
+    return copy.outerHTML;
+  };
+  return plain(a) === plain(b);
 }
 
 function selecting(el) {

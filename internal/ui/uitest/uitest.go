@@ -253,6 +253,7 @@ func (tab *Tab) Problems() []string {
 // Screenshot writes the whole page to a PNG file.
 func (tab *Tab) Screenshot(file string) {
 	tab.t.Helper()
+	tab.Do("document.activeElement?.blur(); scrollTo(0, 0)") // else what is fixed to the window lies over the page
 	png, err := chromedp.Run(tab.ctx, chromedp.FullScreenshot(100))
 	if err != nil {
 		tab.t.Fatalf("screenshot: %v", err)
