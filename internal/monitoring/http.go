@@ -52,15 +52,17 @@ func (s *Service) groupRoutes(a *httpapi.API) {
 
 // Input and output of the operations.
 type (
-	deviceIn struct {
+	// DeviceIn names a device; huma reads embedded inputs of exported types only.
+	DeviceIn struct {
 		ID string `path:"id" maxLength:"40"`
 	}
-	hoursIn struct {
+	// HoursIn says how far back.
+	HoursIn struct {
 		Hours int `query:"hours" minimum:"1" maximum:"360" default:"24" doc:"How far back"`
 	}
 	deviceMetricsIn struct {
-		deviceIn
-		hoursIn
+		DeviceIn
+		HoursIn
 	}
 	// DeviceMetrics is what a device measures.
 	DeviceMetrics struct {
@@ -109,7 +111,7 @@ func (s *Service) getDeviceMetrics(ctx context.Context, who httpapi.Principal, i
 	return &deviceMetricsOut{DeviceMetrics{current, charts}}, err
 }
 
-func (s *Service) getDevicePresence(ctx context.Context, who httpapi.Principal, in *deviceIn) (*devicePresenceOut, error) {
+func (s *Service) getDevicePresence(ctx context.Context, who httpapi.Principal, in *DeviceIn) (*devicePresenceOut, error) {
 	d, err := s.find(ctx, who, in.ID)
 	if err != nil {
 		return nil, err
@@ -128,7 +130,8 @@ func (s *Service) countPresence(ctx context.Context, who httpapi.Principal, _ *s
 }
 
 type (
-	groupIn struct {
+	// GroupIn names a group.
+	GroupIn struct {
 		Name string `path:"name" maxLength:"40"`
 	}
 	groupOut struct {
@@ -153,13 +156,13 @@ type (
 		Note     string `json:"note,omitempty" maxLength:"500"`
 	}
 	putGroupIn struct {
-		groupIn
+		GroupIn
 		IfMatch string `header:"If-Match" doc:"ETag of the group as you have read it"`
 		Body    GroupChange
 	}
 	groupMetricsIn struct {
-		groupIn
-		hoursIn
+		GroupIn
+		HoursIn
 	}
 	groupMetricsOut struct{ Body GroupCharts }
 )
@@ -197,7 +200,7 @@ func (s *Service) answer(ctx context.Context, who httpapi.Principal, g Group) (*
 	return &groupOut{ETag: httpapi.ETag(g.Revision), Body: GroupBody{g, &r}}, err
 }
 
-func (s *Service) getGroup(ctx context.Context, who httpapi.Principal, in *groupIn) (*groupOut, error) {
+func (s *Service) getGroup(ctx context.Context, who httpapi.Principal, in *GroupIn) (*groupOut, error) {
 	g, err := s.Group(ctx, who.Scope.Tenant, in.Name)
 	if err != nil {
 		return nil, err
@@ -227,7 +230,7 @@ func (s *Service) putGroup(ctx context.Context, who httpapi.Principal, in *putGr
 	return s.answer(ctx, who, g)
 }
 
-func (s *Service) removeGroup(ctx context.Context, who httpapi.Principal, in *groupIn) (*struct{}, error) {
+func (s *Service) removeGroup(ctx context.Context, who httpapi.Principal, in *GroupIn) (*struct{}, error) {
 	return nil, s.DeleteGroup(ctx, who, in.Name)
 }
 
