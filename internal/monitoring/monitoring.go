@@ -56,6 +56,12 @@ func (s State) String() string {
 // MarshalText writes the state by its name.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// UnmarshalText reads the form that MarshalText writes; with it the API describes a state as text.
+func (s *State) UnmarshalText(text []byte) (err error) {
+	*s, err = ParseState(string(text))
+	return err
+}
+
 // ParseState reads the name of a state.
 func ParseState(name string) (State, error) {
 	for s, n := range stateNames {
