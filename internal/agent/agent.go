@@ -350,6 +350,9 @@ func (a *Agent) serve(ctx context.Context) error {
 
 func runRoom(ctx context.Context, room Room) error {
 	err := room.Run(ctx)
+	if errors.Is(err, ErrDecommissioned) {
+		return err // the end, no failure of a room
+	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("room %s: %w", room.Name(), err)
 	}
