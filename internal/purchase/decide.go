@@ -62,6 +62,15 @@ func (s *Service) Deliveries(ctx context.Context, who httpapi.Principal, order s
 	return readDeliveries(ctx, s.cfg.DB, o.Tenant, o.ID)
 }
 
+// delivery returns one delivery.
+func (s *Service) delivery(ctx context.Context, who httpapi.Principal, id string) (Delivery, error) {
+	tenant, err := wholeTenant(who)
+	if err != nil {
+		return Delivery{}, err
+	}
+	return readDelivery(ctx, s.cfg.DB, tenant, id)
+}
+
 // Decide settles discrepancies of a delivery: all named ones or none. A decision is final; deciding
 // the same again is no error, deciding differently is a conflict.
 func (s *Service) Decide(ctx context.Context, who httpapi.Principal, delivery string, dec Decision) (decided []Discrepancy, err error) {

@@ -10,10 +10,12 @@ import (
 const tag = "purchase"
 
 type (
-	idIn struct {
+	// IDIn names a thing by its path; exported since inputs embed it.
+	IDIn struct {
 		ID string `path:"id" maxLength:"63"`
 	}
-	matchIn struct {
+	// MatchIn is IDIn with a condition.
+	MatchIn struct {
 		ID      string `path:"id" maxLength:"63"`
 		IfMatch string `header:"If-Match" maxLength:"200" doc:"ETag of what you have read"`
 	}
@@ -30,7 +32,7 @@ func (s *Service) Routes(a *httpapi.API) {
 
 type (
 	supplierIn struct {
-		matchIn
+		MatchIn
 		Body SupplierSpec
 	}
 	supplierOut struct {
@@ -38,7 +40,7 @@ type (
 		Body Supplier
 	}
 	modelIn struct {
-		matchIn
+		MatchIn
 		Body ModelSpec
 	}
 	modelOut struct {
@@ -54,7 +56,7 @@ func (s *Service) routeCatalogue(a *httpapi.API) {
 			return &listOut[Supplier]{httpapi.List[Supplier]{Items: list}}, err
 		})
 	httpapi.Register(a, httpapi.Op{ID: "get-supplier", Method: http.MethodGet, Path: "/suppliers/{id}", Tag: tag, Role: httpapi.Viewer, Summary: "Show a supplier"},
-		func(ctx context.Context, who httpapi.Principal, in *idIn) (*supplierOut, error) {
+		func(ctx context.Context, who httpapi.Principal, in *IDIn) (*supplierOut, error) {
 			v, err := s.Supplier(ctx, who, in.ID)
 			return &supplierOut{httpapi.ETag(v.Revision), v}, err
 		})
@@ -64,7 +66,7 @@ func (s *Service) routeCatalogue(a *httpapi.API) {
 			return &supplierOut{httpapi.ETag(v.Revision), v}, err
 		})
 	httpapi.Register(a, httpapi.Op{ID: "delete-supplier", Method: http.MethodDelete, Path: "/suppliers/{id}", Tag: tag, Role: httpapi.Operator, Summary: "Delete a supplier without orders", Status: http.StatusNoContent},
-		func(ctx context.Context, who httpapi.Principal, in *idIn) (*none, error) {
+		func(ctx context.Context, who httpapi.Principal, in *IDIn) (*none, error) {
 			return &none{}, s.DeleteSupplier(ctx, who, in.ID)
 		})
 	httpapi.Register(a, httpapi.Op{ID: "list-models", Method: http.MethodGet, Path: "/models", Tag: tag, Role: httpapi.Viewer, Summary: "List hardware models"},
@@ -73,7 +75,7 @@ func (s *Service) routeCatalogue(a *httpapi.API) {
 			return &listOut[Model]{httpapi.List[Model]{Items: list}}, err
 		})
 	httpapi.Register(a, httpapi.Op{ID: "get-model", Method: http.MethodGet, Path: "/models/{id}", Tag: tag, Role: httpapi.Viewer, Summary: "Show a hardware model"},
-		func(ctx context.Context, who httpapi.Principal, in *idIn) (*modelOut, error) {
+		func(ctx context.Context, who httpapi.Principal, in *IDIn) (*modelOut, error) {
 			v, err := s.Model(ctx, who, in.ID)
 			return &modelOut{httpapi.ETag(v.Revision), v}, err
 		})
@@ -83,7 +85,7 @@ func (s *Service) routeCatalogue(a *httpapi.API) {
 			return &modelOut{httpapi.ETag(v.Revision), v}, err
 		})
 	httpapi.Register(a, httpapi.Op{ID: "delete-model", Method: http.MethodDelete, Path: "/models/{id}", Tag: tag, Role: httpapi.Operator, Summary: "Delete a hardware model that no order names", Status: http.StatusNoContent},
-		func(ctx context.Context, who httpapi.Principal, in *idIn) (*none, error) {
+		func(ctx context.Context, who httpapi.Principal, in *IDIn) (*none, error) {
 			return &none{}, s.DeleteModel(ctx, who, in.ID)
 		})
 }

@@ -42,7 +42,7 @@ func (s *Service) routeDeliveries(a *httpapi.API) {
 		Query: map[string]string{"mode": "preview (default) or book", "note": "The supplier's delivery note, kept with the delivery"},
 	}, s.serveDelivery)
 	httpapi.Register(a, httpapi.Op{ID: "list-deliveries", Method: http.MethodGet, Path: "/orders/{id}/deliveries", Tag: tag, Role: httpapi.Viewer, Summary: "List the deliveries of an order"},
-		func(ctx context.Context, who httpapi.Principal, in *idIn) (*listOut[Delivery], error) {
+		func(ctx context.Context, who httpapi.Principal, in *IDIn) (*listOut[Delivery], error) {
 			list, err := s.Deliveries(ctx, who, in.ID)
 			return &listOut[Delivery]{httpapi.List[Delivery]{Items: list}}, err
 		})

@@ -20,7 +20,7 @@ type (
 		Body OrderSpec
 	}
 	orderChangeIn struct {
-		matchIn
+		MatchIn
 		Body OrderSpec
 	}
 	orderOut struct {
@@ -28,12 +28,12 @@ type (
 		Body Order
 	}
 	previewCancelIn struct {
-		idIn
+		IDIn
 		Line int `query:"line" minimum:"0" maximum:"200" doc:"A single line; 0 means the whole order"`
 	}
 	previewCancelOut struct{ Body CancelPreview }
 	cancelIn         struct {
-		matchIn
+		MatchIn
 		Body struct {
 			Line   int    `json:"line,omitempty" minimum:"0" maximum:"200" doc:"A single line; 0 means the whole order"`
 			Reason string `json:"reason" minLength:"1" maxLength:"200"`
@@ -66,7 +66,7 @@ func (s *Service) routeOrders(a *httpapi.API) {
 			return orderAnswer(s.CreateOrder(ctx, who, in.Body))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "get-order", Method: http.MethodGet, Path: "/orders/{id}", Tag: tag, Role: httpapi.Viewer, Summary: "Show an order with its lines"},
-		func(ctx context.Context, who httpapi.Principal, in *idIn) (*orderOut, error) {
+		func(ctx context.Context, who httpapi.Principal, in *IDIn) (*orderOut, error) {
 			return orderAnswer(s.Order(ctx, who, in.ID))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "put-order", Method: http.MethodPut, Path: "/orders/{id}", Tag: tag, Role: httpapi.Operator, Summary: "Change a draft"},
@@ -75,7 +75,7 @@ func (s *Service) routeOrders(a *httpapi.API) {
 		})
 	httpapi.Register(a, httpapi.Op{ID: "place-order", Method: http.MethodPost, Path: "/orders/{id}/place", Tag: tag, Role: httpapi.Operator, Timeout: slow,
 		Summary: "Place an order", Detail: "Creates each unit as a device in stage ordered, all in one transaction."},
-		func(ctx context.Context, who httpapi.Principal, in *matchIn) (*orderOut, error) {
+		func(ctx context.Context, who httpapi.Principal, in *MatchIn) (*orderOut, error) {
 			return orderAnswer(s.Place(ctx, who, in.ID, in.IfMatch))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "preview-cancel-order", Method: http.MethodGet, Path: "/orders/{id}/cancel", Tag: tag, Role: httpapi.Operator, Summary: "Show what cancelling would do"},
@@ -89,7 +89,7 @@ func (s *Service) routeOrders(a *httpapi.API) {
 			return orderAnswer(s.Cancel(ctx, who, in.ID, in.Body.Line, in.Body.Reason, in.IfMatch))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "close-order", Method: http.MethodPost, Path: "/orders/{id}/close", Tag: tag, Role: httpapi.Operator, Summary: "Close a received order"},
-		func(ctx context.Context, who httpapi.Principal, in *matchIn) (*orderOut, error) {
+		func(ctx context.Context, who httpapi.Principal, in *MatchIn) (*orderOut, error) {
 			return orderAnswer(s.Close(ctx, who, in.ID, in.IfMatch))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "get-stock", Method: http.MethodGet, Path: "/stock", Tag: tag, Role: httpapi.Viewer, Summary: "Count received devices by model and order"},

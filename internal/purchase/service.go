@@ -13,6 +13,7 @@ import (
 	"steward/internal/httpapi"
 	"steward/internal/ledger"
 	"steward/internal/sqldb"
+	"steward/internal/ui"
 )
 
 //go:embed migrations/*.sql
@@ -54,7 +55,10 @@ type Config struct {
 }
 
 // Service is the room; safe for concurrent use.
-type Service struct{ cfg Config }
+type Service struct {
+	cfg   Config
+	panel *ui.Pages // set by Pages
+}
 
 // New returns the room; its tables must be migrated.
 func New(cfg Config) *Service { return &Service{cfg: cfg} }
