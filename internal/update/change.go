@@ -67,19 +67,28 @@ func (c *change) pickFailed(ctx context.Context, a Assignment, cause string) (in
 
 const openStates = `('pending', 'downloading', 'downloaded', 'installed', 'healthy')`
 
+// tally adds the rows of update_state that the condition picks to the kept counters, or takes them away
+// (sign "-"); with a state they count as that one, else each as its own.
+func (c *change) tally(ctx context.Context, sign string, as State, where string, args ...any) error {
+	column, group := "state", ", state"
+	if as != "" {
+		column, group = "'"+string(as)+"'", ""
+	}
+	_, err := c.exec(ctx, "count progress", sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
+		SELECT assignment, `+column+`, num % `+shards+`, `+sign+`COUNT(*) FROM update_state `+where+`
+		GROUP BY assignment, num % `+shards+group+`
+		ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, args...))
+	return err
+}
+
 // retire ends what the devices are asked for now: open states become the given one, results stay.
 func (c *change) retire(ctx context.Context, ending State) error {
 	where := `WHERE name = ? AND current = 1 AND num IN ` + picked
 	open := where + ` AND state IN ` + openStates
-	count := func(state string, sign string) *sqldb.Builder {
-		return sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
-			SELECT assignment, `+state+`, num % `+shards+`, `+sign+`COUNT(*) FROM update_state `+open+` GROUP BY assignment, `+state+`, num % `+shards+`
-			ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, c.name, c.mark)
-	}
-	if _, err := c.exec(ctx, "count what ends", count("state", "-")); err != nil {
+	if err := c.tally(ctx, "-", "", open, c.name, c.mark); err != nil {
 		return err
 	}
-	if _, err := c.exec(ctx, "count what ends", count("'"+string(ending)+"'", "")); err != nil {
+	if err := c.tally(ctx, "", ending, open, c.name, c.mark); err != nil {
 		return err
 	}
 	_, err := c.exec(ctx, "end what is asked for", sqldb.NewQuery(`UPDATE update_state SET current = 0, changed = ?,
@@ -91,11 +100,8 @@ func (c *change) retire(ctx context.Context, ending State) error {
 // was taken away in the middle it begins again.
 func (c *change) take(ctx context.Context, a Assignment) error {
 	// Who comes back from a state that the server gave leaves that state's count.
-	returning := `FROM update_state WHERE assignment = ? AND state IN (?, ?, ?) AND num IN ` + picked
-	gone := []any{a.num, Superseded, Cancelled, Withdrawn, c.mark}
-	if _, err := c.exec(ctx, "count who returns", sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
-		SELECT assignment, state, num % `+shards+`, -COUNT(*) `+returning+` GROUP BY assignment, state, num % `+shards+`
-		ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, gone...)); err != nil {
+	if err := c.tally(ctx, "-", "", `WHERE assignment = ? AND state IN (?, ?, ?) AND num IN `+picked,
+		a.num, Superseded, Cancelled, Withdrawn, c.mark); err != nil {
 		return err
 	}
 	if _, err := c.exec(ctx, "ask devices", sqldb.NewQuery(`INSERT INTO update_state (assignment, num, name, version, attempt, current, state, changed)
@@ -105,13 +111,8 @@ func (c *change) take(ctx context.Context, a Assignment) error {
 		a.num, c.name, a.Version, wire.UpdatePending, sqldb.Micros(c.at), c.mark, Superseded, Cancelled, Withdrawn)); err != nil {
 		return err
 	}
-	// Only those that are pending since this moment are new in the count.
-	_, err := c.exec(ctx, "count who is asked", sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
-		SELECT assignment, state, num % `+shards+`, COUNT(*) FROM update_state
-		WHERE assignment = ? AND state = ? AND changed = ? AND num IN `+picked+` GROUP BY assignment, state, num % `+shards+`
-		ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`,
-		a.num, wire.UpdatePending, sqldb.Micros(c.at), c.mark))
-	return err
+	// Results stood in the count all the time; what is pending now is new in it.
+	return c.tally(ctx, "", "", `WHERE assignment = ? AND state = ? AND num IN `+picked, a.num, wire.UpdatePending, c.mark)
 }
 
 // restore asks the devices for what they had committed last, where there is such a thing.
@@ -126,19 +127,14 @@ func (c *change) restore(ctx context.Context) error {
 // again raises the attempt of the devices.
 func (c *change) again(ctx context.Context, a Assignment) error {
 	where := `WHERE assignment = ? AND num IN ` + picked
-	if _, err := c.exec(ctx, "count what is tried again", sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
-		SELECT assignment, state, num % `+shards+`, -COUNT(*) FROM update_state `+where+` GROUP BY assignment, state, num % `+shards+`
-		ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, a.num, c.mark)); err != nil {
+	if err := c.tally(ctx, "-", "", where, a.num, c.mark); err != nil {
 		return err
 	}
 	if _, err := c.exec(ctx, "try again", sqldb.NewQuery(`UPDATE update_state SET attempt = attempt + 1, state = ?, step = '', cause = '', changed = ?`,
 		wire.UpdatePending, sqldb.Micros(c.at)).Add(where, a.num, c.mark)); err != nil {
 		return err
 	}
-	_, err := c.exec(ctx, "count what is tried again", sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
-		SELECT assignment, state, num % `+shards+`, COUNT(*) FROM update_state `+where+` GROUP BY assignment, state, num % `+shards+`
-		ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, a.num, c.mark))
-	return err
+	return c.tally(ctx, "", "", where, a.num, c.mark)
 }
 
 // group is a set of the marked devices that want the same document now and are asked for the same of

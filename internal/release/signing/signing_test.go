@@ -261,14 +261,16 @@ func TestManifestMistakesAreNamed(t *testing.T) {
 		change func(m *wire.ReleaseManifest)
 		want   string
 	}{
-		"unknown type":      {func(m *wire.ReleaseManifest) { m.Components[0].Type = "firmware" }, "components[0].type"},
-		"traversing name":   {func(m *wire.ReleaseManifest) { m.Name = "../etc" }, "name"},
-		"dots in version":   {func(m *wire.ReleaseManifest) { m.Components[0].Version = "1..2" }, "components[0].version"},
-		"no components":     {func(m *wire.ReleaseManifest) { m.Components = nil }, "components"},
-		"empty command":     {func(m *wire.ReleaseManifest) { m.Components[0].Commands.Pre = []wire.Command{{}} }, "components[0].commands.pre[0].argv"},
-		"endless time-out":  {func(m *wire.ReleaseManifest) { m.Components[0].Commands.HealthSeconds = 1 << 20 }, "health_seconds"},
-		"twice the same":    {func(m *wire.ReleaseManifest) { m.Components = append(m.Components, m.Components[0]) }, "components[1].name"},
-		"zero byte in argv": {func(m *wire.ReleaseManifest) { m.Components[0].Commands.Post = []wire.Command{{Argv: []string{"a\x00"}}} }, "post[0].argv"},
+		"unknown type":     {func(m *wire.ReleaseManifest) { m.Components[0].Type = "firmware" }, "components[0].type"},
+		"traversing name":  {func(m *wire.ReleaseManifest) { m.Name = "../etc" }, "name"},
+		"dots in version":  {func(m *wire.ReleaseManifest) { m.Components[0].Version = "1..2" }, "components[0].version"},
+		"no components":    {func(m *wire.ReleaseManifest) { m.Components = nil }, "components"},
+		"empty command":    {func(m *wire.ReleaseManifest) { m.Components[0].Commands.Pre = []wire.Command{{}} }, "components[0].commands.pre[0].argv"},
+		"endless time-out": {func(m *wire.ReleaseManifest) { m.Components[0].Commands.HealthSeconds = 1 << 20 }, "health_seconds"},
+		"twice the same":   {func(m *wire.ReleaseManifest) { m.Components = append(m.Components, m.Components[0]) }, "components[1].name"},
+		"zero byte in argv": {func(m *wire.ReleaseManifest) {
+			m.Components[0].Commands.Post = []wire.Command{{Argv: []string{"a\x00"}}}
+		}, "post[0].argv"},
 	} {
 		m := good
 		m.Components = append([]wire.Component(nil), good.Components...)
