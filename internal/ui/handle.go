@@ -75,7 +75,7 @@ func (c *Console) bounded(w http.ResponseWriter, r *http.Request, b bounds, h fu
 	if r.Pattern == livePattern {
 		return h(r)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), b.time)
+	ctx, cancel := context.WithTimeout(c.withHead(r), b.time)
 	defer cancel()
 	err := h(r.WithContext(ctx))
 	var tooLarge *http.MaxBytesError
@@ -83,6 +83,21 @@ func (c *Console) bounded(w http.ResponseWriter, r *http.Request, b bounds, h fu
 		return fault.New(fault.TooLarge, "What you sent is larger than the %s that this form takes.", formatBytes(float64(tooLarge.Limit)))
 	}
 	return err
+}
+
+type headKey struct{}
+
+// withHead remembers how long the ledger was before the page was put together, so that the page's live
+// events begin there and none is lost while the page is on its way.
+func (c *Console) withHead(r *http.Request) context.Context {
+	if c.cfg.Events == nil || r.Method != http.MethodGet {
+		return r.Context()
+	}
+	head, err := c.cfg.Events.Wait(r.Context(), -1)
+	if err != nil {
+		return r.Context() // the page is worth more than its refresh; the stream will say what is wrong
+	}
+	return context.WithValue(r.Context(), headKey{}, head)
 }
 
 // Next returns the local path that a form wants to go to afterwards, or otherwise: never another

@@ -86,8 +86,9 @@ func (c *Console) Run(ctx context.Context) error {
 }
 
 // serveLive is the event stream of GET /live?topics=a+b: an event "change" with the topics that
-// changed, at most two a second. Its id is the ledger's length, so that a browser that comes back
-// (Last-Event-ID) hears of what happened meanwhile.
+// changed, at most two a second. It begins at ?after, the ledger's length when the page was made; each
+// event's id is the length that it reaches to, so that a browser that comes back (Last-Event-ID) hears
+// of what happened meanwhile.
 func (c *Console) serveLive(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
 	if c.cfg.Events == nil {
 		return fault.New(fault.NotFound, "this console has no live events")
@@ -129,8 +130,11 @@ func (s *liveStream) run(ctx context.Context) error {
 		return fmt.Errorf("begin live events: %w", err)
 	}
 	s.after = head
-	if last, err := strconv.ParseInt(s.r.Header.Get("Last-Event-ID"), 10, 64); err == nil && last >= 0 && last < head {
-		s.after = last
+	for _, from := range []string{s.r.Header.Get("Last-Event-ID"), s.r.URL.Query().Get("after")} {
+		if last, err := strconv.ParseInt(from, 10, 64); err == nil && last >= 0 {
+			s.after = min(last, head)
+			break
+		}
 	}
 	h := s.w.Header()
 	h.Set("Content-Type", "text/event-stream")

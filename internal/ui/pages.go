@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"steward/internal/httpapi"
@@ -81,6 +82,7 @@ type Page struct {
 	Flash  string   // what the form before has done; see Flash
 
 	Current string
+	head    int64 // length of the ledger before the page's data were read; -1 when unknown
 	frame   *Console
 }
 
@@ -92,7 +94,10 @@ func (p *Pages) Render(w http.ResponseWriter, r *http.Request, who httpapi.Princ
 	}
 	page := &Page{
 		Title: v.Title, Crumbs: v.Crumbs, Live: v.Live, Data: v.Data, Who: who, URL: r.URL, Current: v.Nav,
-		Theme: themeOf(r), Flash: takeFlash(w, r), frame: p.c,
+		Theme: themeOf(r), Flash: takeFlash(w, r), head: -1, frame: p.c,
+	}
+	if head, known := r.Context().Value(headKey{}).(int64); known {
+		page.head = head
 	}
 	var buf bytes.Buffer // an error in the middle must not leave half a page
 	if err := t.ExecuteTemplate(&buf, "layout", page); err != nil {
@@ -193,5 +198,9 @@ func (p *Page) LiveURL() string {
 	if p.Live == "" || p.frame.cfg.Events == nil || !p.SignedIn() {
 		return ""
 	}
-	return "/live?topics=" + url.QueryEscape(strings.Join(strings.Fields(p.Live), " "))
+	address := "/live?topics=" + url.QueryEscape(strings.Join(strings.Fields(p.Live), " "))
+	if p.head >= 0 {
+		address += "&after=" + strconv.FormatInt(p.head, 10)
+	}
+	return address
 }

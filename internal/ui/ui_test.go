@@ -349,6 +349,16 @@ func TestLiveStreamTellsChangesOfItsTopicsAndMissesNone(t *testing.T) {
 	if got := again(); !strings.Contains(got, "data: device") {
 		t.Errorf("after coming back: %q", got)
 	}
+	page := text(t, ask(c, "GET", "/list", "", "X-Role", "viewer"))
+	if !strings.Contains(page, `data-live-url="/live?topics=device&#43;update&amp;after=3"`) {
+		t.Error("the page doesn't say from where on its events count")
+	}
+	events.add("device") // while the page is on its way
+	late := stream(t, ctx, srv.URL+"/live?topics=device&after=3")
+	late()
+	if got := late(); !strings.Contains(got, "data: device") || !strings.Contains(got, "id: 4") {
+		t.Errorf("between page and stream: %q", got)
+	}
 	for _, bad := range []string{"", "?topics=", "?topics=" + strings.Repeat("a+", 40)} {
 		if res := ask(c, "GET", "/live"+bad, "", "X-Role", "viewer"); res.StatusCode != 422 {
 			t.Errorf("topics %q: %d", bad, res.StatusCode)
