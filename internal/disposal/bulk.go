@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"steward/internal/device"
@@ -109,4 +111,13 @@ func (s *Service) OrderBulk(ctx context.Context, who httpapi.Principal, sel devi
 		return nil
 	})
 	return b, err
+}
+
+// parseCount reads the number that somebody typed to confirm.
+func parseCount(text string) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	if err != nil || n < 1 {
+		return 0, fault.Bad("body.confirm", "type the number of devices to confirm")
+	}
+	return n, nil
 }

@@ -91,22 +91,22 @@ type Attestation struct {
 func (a Attestation) Check(now time.Time) error {
 	bad := &fault.Invalid{}
 	if !slices.Contains(Methods, a.Method) {
-		bad.Add("method", "%q: want clear, purge or destroy", a.Method)
+		bad.Add("body.attestation.method", "%q: want clear, purge or destroy", a.Method)
 	}
-	text(bad, "technique", a.Technique, 500, true)
-	text(bad, "performer", a.Performer, 200, true)
-	text(bad, "witness", a.Witness, 200, true)
-	text(bad, "media", a.Media, 500, false)
-	text(bad, "evidence", a.Evidence, 4000, true)
+	text(bad, "body.attestation.technique", a.Technique, 500, true)
+	text(bad, "body.attestation.performer", a.Performer, 200, true)
+	text(bad, "body.attestation.witness", a.Witness, 200, true)
+	text(bad, "body.attestation.media", a.Media, 500, false)
+	text(bad, "body.attestation.evidence", a.Evidence, 4000, true)
 	if a.Witness != "" && strings.EqualFold(strings.TrimSpace(a.Witness), strings.TrimSpace(a.Performer)) {
-		bad.Add("witness", "the witness is another person than the performer")
+		bad.Add("body.attestation.witness", "the witness is another person than the performer")
 	}
 	day, err := time.Parse(time.DateOnly, a.Performed)
 	switch {
 	case err != nil:
-		bad.Add("performed", "%q is no date: use YYYY-MM-DD", a.Performed)
+		bad.Add("body.attestation.performed", "%q is no date: use YYYY-MM-DD", a.Performed)
 	case day.After(now.Add(24 * time.Hour)): // a day of slack for time zones
-		bad.Add("performed", "%s is in the future", a.Performed)
+		bad.Add("body.attestation.performed", "%s is in the future", a.Performed)
 	}
 	return bad.OrNil()
 }
@@ -141,18 +141,18 @@ func checkStatement(s wire.SanitizationStatement, d device.Device, x Disposal, k
 			bad.Add(location, "is %.80q, want %q", got, want)
 		}
 	}
-	same("order", s.Order, x.ID)
-	same("device", s.Device, string(d.ID))
-	same("serial", s.Serial, d.Serial)
-	same("method", s.Method, x.Method)
-	same("key_id", s.KeyID, keyID)
+	same("body.order", s.Order, x.ID)
+	same("body.device", s.Device, string(d.ID))
+	same("body.serial", s.Serial, d.Serial)
+	same("body.method", s.Method, x.Method)
+	same("body.key_id", s.KeyID, keyID)
 	if len(s.Items) == 0 || len(s.Items) > maxItems {
-		bad.Add("items", "a statement names 1 to %d things, this names %d", maxItems, len(s.Items))
+		bad.Add("body.items", "a statement names 1 to %d things, this names %d", maxItems, len(s.Items))
 	}
 	for i, item := range s.Items {
 		if item.What == "" || item.Technique == "" || item.Result == "" || item.SizeBytes < 0 ||
 			len(item.What)+len(item.Technique)+len(item.Result) > maxItemBytes {
-			bad.Add(fmt.Sprintf("items[%d]", i), "needs what, technique and result, of %d bytes in all at most", maxItemBytes)
+			bad.Add(fmt.Sprintf("body.items[%d]", i), "needs what, technique and result, of %d bytes in all at most", maxItemBytes)
 			break
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -192,14 +191,26 @@ func (z *Sanitization) say(x Disposal) error {
 		z.Kind, z.Attestation, z.Techniques = KindAttestation, x.Attestation, []string{x.Attestation.Technique}
 		return nil
 	}
-	var envelope wire.Envelope
-	var statement wire.SanitizationStatement
-	if err := errors.Join(wire.Decode(x.statement, &envelope), json.Unmarshal(envelope.Payload, &statement)); err != nil {
-		return fmt.Errorf("read the statement again: %w", err)
+	statement, err := statementIn(x.statement)
+	if err != nil {
+		return err
 	}
-	z.Kind, z.Techniques, z.Statement = KindStatement, techniques(statement), x.statement
+	z.Kind, z.Techniques, z.Statement = KindStatement, techniques(*statement), x.statement
 	for _, der := range x.chain {
 		z.Chain = append(z.Chain, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 	}
 	return nil
+}
+
+// statementIn reads a statement that was verified before.
+func statementIn(envelope []byte) (*wire.SanitizationStatement, error) {
+	var e wire.Envelope
+	if err := wire.Decode(envelope, &e); err != nil {
+		return nil, fmt.Errorf("read the statement again: %w", err)
+	}
+	var s wire.SanitizationStatement
+	if err := wire.Decode(e.Payload, &s); err != nil {
+		return nil, fmt.Errorf("read the statement again: %w", err)
+	}
+	return &s, nil
 }

@@ -200,14 +200,14 @@ func confirmation(d device.Device) string {
 
 func checkConfirmation(d device.Device, typed string) error {
 	if typed != confirmation(d) {
-		return fault.Bad("confirm", "type %s to confirm: this cannot be undone", confirmation(d))
+		return fault.Bad("body.confirm", "type %s to confirm: this cannot be undone", confirmation(d))
 	}
 	return nil
 }
 
 func checkReason(reason string) error {
 	bad := &fault.Invalid{}
-	text(bad, "reason", reason, 300, true)
+	text(bad, "body.reason", reason, 300, true)
 	return bad.OrNil()
 }
 

@@ -35,7 +35,7 @@ func (s *Service) SaveSupplier(ctx context.Context, who httpapi.Principal, id st
 	if err != nil {
 		return Supplier{}, err
 	}
-	if err := joined(CheckID("id", id), spec.Check()); err != nil {
+	if err := joined(CheckID("path.id", id), spec.Check()); err != nil {
 		return Supplier{}, err
 	}
 	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
@@ -106,7 +106,7 @@ func (s *Service) SaveModel(ctx context.Context, who httpapi.Principal, id strin
 	if err != nil {
 		return Model{}, err
 	}
-	if err := joined(CheckID("id", id), spec.Check()); err != nil {
+	if err := joined(CheckID("path.id", id), spec.Check()); err != nil {
 		return Model{}, err
 	}
 	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {

@@ -41,6 +41,8 @@ type Row struct {
 type File struct {
 	SHA256 string // of the file's bytes, hex: the same file is booked once
 	Rows   []Row
+
+	lineColumn int // number of the column "line"; 0 when the file has none
 }
 
 // columns of a delivery file; serial and model are required.
@@ -72,7 +74,7 @@ func ReadFile(r io.Reader) (File, error) {
 	if err := p.bad.OrNil(); err != nil {
 		return File{}, err
 	}
-	return File{SHA256: hex.EncodeToString(sum.Sum(nil)), Rows: p.rows}, nil
+	return File{SHA256: hex.EncodeToString(sum.Sum(nil)), Rows: p.rows, lineColumn: p.column("line")}, nil
 }
 
 type fileReader struct {
@@ -129,6 +131,14 @@ func (p *fileReader) broken(record []string, err error) error {
 	// What was read of the record before the mistake tells the number of the cell.
 	p.problem(parse.StartLine, len(record)+1, "%v; a quote inside a quoted cell is written twice", parse.Err)
 	return nil
+}
+
+// column returns the number of a column, or 0.
+func (p *fileReader) column(name string) int {
+	if i, ok := p.place[name]; ok {
+		return i + 1
+	}
+	return 0
 }
 
 func (p *fileReader) header(cells []string) {

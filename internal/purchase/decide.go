@@ -113,7 +113,7 @@ func (s *Service) pick(ctx context.Context, q sqldb.Reader, tenant device.Tenant
 		return list[:min(len(list), maxDecisions)], err
 	}
 	if len(dec.FileLines) > maxDecisions {
-		return nil, fault.Bad("file_lines", "%d lines: at most %d at once", len(dec.FileLines), maxDecisions)
+		return nil, fault.Bad("body.file_lines", "%d lines: at most %d at once", len(dec.FileLines), maxDecisions)
 	}
 	var list []Discrepancy
 	for i, line := range dec.FileLines {
@@ -122,7 +122,7 @@ func (s *Service) pick(ctx context.Context, q sqldb.Reader, tenant device.Tenant
 			return nil, err
 		}
 		if dec.Kind != "" && x.Kind != dec.Kind {
-			return nil, fault.Bad(fmt.Sprintf("file_lines[%d]", i), "line %d is %s, not %s", line, x.Kind, dec.Kind)
+			return nil, fault.Bad(fmt.Sprintf("body.file_lines[%d]", i), "line %d is %s, not %s", line, x.Kind, dec.Kind)
 		}
 		list = append(list, x)
 	}
@@ -217,7 +217,7 @@ func (in *receiver) lineFor(x Discrepancy, model string, line int) (*Line, error
 	}
 	if line > 0 {
 		if _, ok := in.order.Line(line); !ok {
-			return nil, fault.Bad("line", "order %s has no line %d", in.order.Number, line)
+			return nil, fault.Bad("body.line", "order %s has no line %d", in.order.Number, line)
 		}
 		return &in.order.Lines[line-1], nil
 	}
@@ -225,13 +225,13 @@ func (in *receiver) lineFor(x Discrepancy, model string, line int) (*Line, error
 	for _, l := range in.order.Lines {
 		if l.Model == model {
 			if found > 0 {
-				return nil, fault.Bad("line", "lines %d and %d are both about %s: name one", found, l.Line, model)
+				return nil, fault.Bad("body.line", "lines %d and %d are both about %s: name one", found, l.Line, model)
 			}
 			found = l.Line
 		}
 	}
 	if found == 0 {
-		return nil, fault.Bad("line", "no line of order %s is about %s: name the line to accept it on", in.order.Number, model)
+		return nil, fault.Bad("body.line", "no line of order %s is about %s: name the line to accept it on", in.order.Number, model)
 	}
 	return &in.order.Lines[found-1], nil
 }

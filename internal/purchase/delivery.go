@@ -94,7 +94,7 @@ type Check struct {
 // order does not have is an error, since it says that the file belongs to another order.
 func checkRows(o Order, names map[string]string, known func(serial string) (string, error), f File) (Check, error) {
 	c := Check{SHA256: f.SHA256, Rows: len(f.Rows), Matched: []Match{}, Discrepancies: []Discrepancy{}, Short: []Short{}}
-	if err := checkLineNumbers(o, f.Rows); err != nil {
+	if err := checkLineNumbers(o, f); err != nil {
 		return Check{}, err
 	}
 	times := make(map[string][]int, len(f.Rows))
@@ -135,11 +135,11 @@ func checkRows(o Order, names map[string]string, known func(serial string) (stri
 	return c, nil
 }
 
-func checkLineNumbers(o Order, rows []Row) error {
+func checkLineNumbers(o Order, f File) error {
 	bad := &fault.Invalid{}
-	for _, r := range rows {
+	for _, r := range f.Rows {
 		if r.Line > len(o.Lines) && len(bad.Fields) < maxProblems {
-			bad.Add(fmt.Sprintf("line %d, column line", r.FileLine), "order %s has no line %d: it has %d", o.Number, r.Line, len(o.Lines))
+			bad.Add(fmt.Sprintf("line %d, column %d", r.FileLine, f.lineColumn), "order %s has no line %d: it has %d", o.Number, r.Line, len(o.Lines))
 		}
 	}
 	return bad.OrNil()
@@ -201,20 +201,20 @@ type Decision struct {
 func (d Decision) Check() error {
 	bad := &fault.Invalid{}
 	if !slices.Contains(Actions, d.Action) {
-		bad.Add("action", "%q: want accept, return or reject", d.Action)
+		bad.Add("body.action", "%q: want accept, return or reject", d.Action)
 	}
 	if len(d.FileLines) == 0 && d.Kind == "" {
-		bad.Add("file_lines", "name lines of the file, or a kind to decide all of it")
+		bad.Add("body.file_lines", "name lines of the file, or a kind to decide all of it")
 	}
 	if d.Kind != "" && !slices.Contains(Kinds, d.Kind) {
-		bad.Add("kind", "%q is no kind of discrepancy", d.Kind)
+		bad.Add("body.kind", "%q is no kind of discrepancy", d.Kind)
 	}
 	if d.Line < 0 || d.Line > MaxLines {
-		bad.Add("line", "%d is no order line", d.Line)
+		bad.Add("body.line", "%d is no order line", d.Line)
 	}
 	if d.Line > 0 && d.Action != Accept {
-		bad.Add("line", "only accepting needs an order line")
+		bad.Add("body.line", "only accepting needs an order line")
 	}
-	text(bad, "note", d.Note, false, maxNoteBytes)
+	text(bad, "body.note", d.Note, false, maxNoteBytes)
 	return bad.OrNil()
 }

@@ -73,8 +73,8 @@ func TestCheckSortsRowsAndGuessesNothing(t *testing.T) {
 }
 
 func TestFileOfAnotherOrderIsRefusedByItsLineNumbers(t *testing.T) {
-	_, err := checkRows(testOrder(), testNames, nil, File{Rows: []Row{{FileLine: 2, Serial: "A", Model: "nuc", Line: 9}}})
-	if !errors.Is(err, fault.Unprocessable) || !strings.Contains(err.Error(), "line 2") || !strings.Contains(err.Error(), "no line 9") {
+	_, err := checkRows(testOrder(), testNames, nil, File{Rows: []Row{{FileLine: 2, Serial: "A", Model: "nuc", Line: 9}}, lineColumn: 3})
+	if !errors.Is(err, fault.Unprocessable) || !strings.Contains(err.Error(), "line 2, column 3") || !strings.Contains(err.Error(), "no line 9") {
 		t.Errorf("error %v", err)
 	}
 }

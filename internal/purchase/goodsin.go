@@ -55,7 +55,7 @@ type Booked struct {
 // The same file is booked once per order: asked again, the answer is the delivery that it became.
 func (s *Service) BookDelivery(ctx context.Context, who httpapi.Principal, order, note string, f File) (Booked, error) {
 	bad := &fault.Invalid{}
-	if text(bad, "note", note, false, maxNoteBytes); len(bad.Fields) > 0 {
+	if text(bad, "query.note", note, false, maxNoteBytes); len(bad.Fields) > 0 {
 		return Booked{}, bad
 	}
 	o, err := s.Order(ctx, who, order)

@@ -91,19 +91,19 @@ type Order struct {
 // Check names each wrong field. That the supplier and the models exist is checked with the database.
 func (o OrderSpec) Check() error {
 	bad := &fault.Invalid{}
-	text(bad, "number", o.Number, true, 64)
+	text(bad, "body.number", o.Number, true, 64)
 	if strings.TrimSpace(o.Number) != o.Number || strings.ContainsAny(o.Number, "\r\n\t") {
-		bad.Add("number", "starts or ends with a blank, or has a line break")
+		bad.Add("body.number", "starts or ends with a blank, or has a line break")
 	}
-	text(bad, "note", o.Note, false, maxNoteBytes)
+	text(bad, "body.note", o.Note, false, maxNoteBytes)
 	if err := CheckID("supplier", o.Supplier); err != nil {
-		bad.Add("supplier", "name a supplier by its ID")
+		bad.Add("body.supplier", "name a supplier by its ID")
 	}
 	if !currencyPattern.MatchString(o.Currency) {
-		bad.Add("currency", "%q: want a code of three capital letters, as of ISO 4217", o.Currency)
+		bad.Add("body.currency", "%q: want a code of three capital letters, as of ISO 4217", o.Currency)
 	}
 	if err := o.Due.check(); err != nil {
-		bad.Add("due", "%v", err)
+		bad.Add("body.due", "%v", err)
 	}
 	o.checkLines(bad)
 	return bad.OrNil()
@@ -111,12 +111,12 @@ func (o OrderSpec) Check() error {
 
 func (o OrderSpec) checkLines(bad *fault.Invalid) {
 	if len(o.Lines) == 0 || len(o.Lines) > MaxLines {
-		bad.Add("lines", "an order has 1 to %d lines, this has %d", MaxLines, len(o.Lines))
+		bad.Add("body.lines", "an order has 1 to %d lines, this has %d", MaxLines, len(o.Lines))
 		return
 	}
 	var units int64
 	for i, l := range o.Lines {
-		at := fmt.Sprintf("lines[%d].", i)
+		at := fmt.Sprintf("body.lines[%d].", i)
 		if !slugPattern.MatchString(l.Model) {
 			bad.Add(at+"model", "name a hardware model by its ID")
 		}
@@ -131,7 +131,7 @@ func (o OrderSpec) checkLines(bad *fault.Invalid) {
 		units += l.Quantity
 	}
 	if units > MaxUnits {
-		bad.Add("lines", "%d units in all: an order has at most %d; split it", units, MaxUnits)
+		bad.Add("body.lines", "%d units in all: an order has at most %d; split it", units, MaxUnits)
 	}
 }
 

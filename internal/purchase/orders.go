@@ -213,7 +213,7 @@ func (o Order) mayCancel(line int) error {
 // units' devices retire; what was delivered stays.
 func (s *Service) Cancel(ctx context.Context, who httpapi.Principal, id string, line int, reason, ifMatch string) (Order, error) {
 	bad := &fault.Invalid{}
-	if text(bad, "reason", reason, true, maxTextBytes); len(bad.Fields) > 0 {
+	if text(bad, "body.reason", reason, true, maxTextBytes); len(bad.Fields) > 0 {
 		return Order{}, bad
 	}
 	return s.changeOrder(ctx, who, id, ifMatch, func(tx *sqldb.Tx, o *Order) error {
@@ -337,7 +337,7 @@ func (o *Order) write(spec OrderSpec) {
 func checkReferences(ctx context.Context, q sqldb.Reader, o Order) error {
 	bad := &fault.Invalid{}
 	if _, err := readSupplier(ctx, q, o.Tenant, o.Supplier); errors.Is(err, fault.NotFound) {
-		bad.Add("supplier", "there is no supplier %q: add it first", o.Supplier)
+		bad.Add("body.supplier", "there is no supplier %q: add it first", o.Supplier)
 	} else if err != nil {
 		return err
 	}
@@ -351,7 +351,7 @@ func checkReferences(ctx context.Context, q sqldb.Reader, o Order) error {
 	}
 	for i, l := range o.Lines {
 		if !known[l.Model] {
-			bad.Add(fmt.Sprintf("lines[%d].model", i), "there is no hardware model %q: add it first", l.Model)
+			bad.Add(fmt.Sprintf("body.lines[%d].model", i), "there is no hardware model %q: add it first", l.Model)
 		}
 	}
 	return bad.OrNil()

@@ -80,6 +80,16 @@ func refused(w http.ResponseWriter, r *http.Request, path string, err error) err
 	return done(w, r, path, "Nothing was done: "+strings.Join(texts, "; "))
 }
 
+// formErrors is ui.FormErrorsFrom for forms in which people choose the ID, which the API has in its path.
+func formErrors(err error) ui.FormErrors {
+	fe := ui.FormErrorsFrom(err)
+	if text, ok := fe["path.id"]; ok {
+		delete(fe, "path.id")
+		fe["id"] = text
+	}
+	return fe
+}
+
 // nameList maps IDs to what people call things.
 type nameList map[string]string
 

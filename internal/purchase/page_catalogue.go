@@ -83,7 +83,7 @@ func (p pages) saveModel(w http.ResponseWriter, r *http.Request, who httpapi.Pri
 	if err == nil {
 		_, err = p.s.SaveModel(r.Context(), who, f.ID, f.Spec, f.Rev)
 	}
-	if f.Errors = ui.FormErrorsFrom(err); f.Errors != nil {
+	if f.Errors = formErrors(err); f.Errors != nil {
 		return p.renderModel(w, r, who, f)
 	}
 	if err != nil {
@@ -156,7 +156,7 @@ func (p pages) saveSupplier(w http.ResponseWriter, r *http.Request, who httpapi.
 	if err == nil {
 		_, err = p.s.SaveSupplier(r.Context(), who, f.ID, f.Spec, f.Rev)
 	}
-	if f.Errors = ui.FormErrorsFrom(err); f.Errors != nil {
+	if f.Errors = formErrors(err); f.Errors != nil {
 		return p.renderSupplier(w, r, who, f)
 	}
 	if err != nil {

@@ -91,18 +91,18 @@ type Supplier struct {
 // Check names each wrong field.
 func (s SupplierSpec) Check() error {
 	bad := &fault.Invalid{}
-	text(bad, "name", s.Name, true, maxTextBytes)
-	text(bad, "contact", s.Contact, false, maxTextBytes)
-	text(bad, "website", s.Website, false, maxTextBytes)
-	text(bad, "note", s.Note, false, maxNoteBytes)
+	text(bad, "body.name", s.Name, true, maxTextBytes)
+	text(bad, "body.contact", s.Contact, false, maxTextBytes)
+	text(bad, "body.website", s.Website, false, maxTextBytes)
+	text(bad, "body.note", s.Note, false, maxNoteBytes)
 	if s.Email != "" {
 		if a, err := mail.ParseAddress(s.Email); err != nil || a.Address != s.Email || len(s.Email) > maxTextBytes {
-			bad.Add("email", "%q is no e-mail address", s.Email)
+			bad.Add("body.email", "%q is no e-mail address", s.Email)
 		}
 	}
 	if s.Website != "" {
 		if u, err := url.Parse(s.Website); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
-			bad.Add("website", "%q is no address: it starts with https:// or http://", s.Website)
+			bad.Add("body.website", "%q is no address: it starts with https:// or http://", s.Website)
 		}
 	}
 	return bad.OrNil()
@@ -142,28 +142,28 @@ type Model struct {
 // Check names each wrong field.
 func (m ModelSpec) Check() error {
 	bad := &fault.Invalid{}
-	text(bad, "maker", m.Maker, true, maxTextBytes)
-	text(bad, "name", m.Name, true, maxTextBytes)
-	text(bad, "part_number", m.PartNumber, false, 64)
-	text(bad, "note", m.Note, false, maxNoteBytes)
+	text(bad, "body.maker", m.Maker, true, maxTextBytes)
+	text(bad, "body.name", m.Name, true, maxTextBytes)
+	text(bad, "body.part_number", m.PartNumber, false, 64)
+	text(bad, "body.note", m.Note, false, maxNoteBytes)
 	if !slices.Contains(Architectures, m.Architecture) {
-		bad.Add("architecture", "%q: want one of %s", m.Architecture, strings.Join(Architectures, ", "))
+		bad.Add("body.architecture", "%q: want one of %s", m.Architecture, strings.Join(Architectures, ", "))
 	}
 	for i, name := range m.Interfaces {
 		if !slices.Contains(Interfaces, name) {
-			bad.Add(fmt.Sprintf("interfaces[%d]", i), "%q: want one of %s", name, strings.Join(Interfaces, ", "))
+			bad.Add(fmt.Sprintf("body.interfaces[%d]", i), "%q: want one of %s", name, strings.Join(Interfaces, ", "))
 		} else if slices.Contains(m.Interfaces[:i], name) {
-			bad.Add(fmt.Sprintf("interfaces[%d]", i), "%s is named twice", name)
+			bad.Add(fmt.Sprintf("body.interfaces[%d]", i), "%s is named twice", name)
 		}
 	}
 	if !slices.Contains(TPMVersions, m.TPM) {
-		bad.Add("tpm", "%q: want 1.2, 2.0 or nothing", m.TPM)
+		bad.Add("body.tpm", "%q: want 1.2, 2.0 or nothing", m.TPM)
 	}
 	if err := m.SupportEnd.check(); err != nil {
-		bad.Add("support_end", "%v", err)
+		bad.Add("body.support_end", "%v", err)
 	}
 	if m.WarrantyMonths < 0 || m.WarrantyMonths > maxWarrantyMons {
-		bad.Add("warranty_months", "%d: want 0 to %d", m.WarrantyMonths, maxWarrantyMons)
+		bad.Add("body.warranty_months", "%d: want 0 to %d", m.WarrantyMonths, maxWarrantyMons)
 	}
 	return bad.OrNil()
 }

@@ -434,7 +434,7 @@ func TestDraftIsChangedAndPlacedOrderIsNot(t *testing.T) {
 		bad := spec
 		bad.Supplier, bad.Lines = "nobody", []purchase.LineSpec{line("gw-1", 1, 1), line("odd", 1, 1)}
 		var invalid *fault.Invalid
-		if _, err := k.ChangeOrder(t.Context(), k.who, o.ID, bad, ""); !errors.As(err, &invalid) || len(invalid.Fields) != 2 || invalid.Fields[1].Location != "lines[1].model" {
+		if _, err := k.ChangeOrder(t.Context(), k.who, o.ID, bad, ""); !errors.As(err, &invalid) || len(invalid.Fields) != 2 || invalid.Fields[1].Location != "body.lines[1].model" {
 			t.Errorf("unknown references: %v", err)
 		}
 		k.must(k.Place(t.Context(), k.who, o.ID, ""))
