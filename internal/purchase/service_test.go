@@ -54,21 +54,24 @@ func (k *desk) pass(d time.Duration) {
 // each runs a test on both engines with two models, a supplier and nothing ordered.
 func each(t *testing.T, test func(t *testing.T, k *desk)) {
 	migrations := []sqldb.Migration{ledger.Migration(), registry.Migration(), purchase.Migration()}
-	sqldbtest.Each(t, migrations, func(t *testing.T, db *sqldb.DB) {
-		k := &desk{t: t, db: db, ledger: ledgertest.New(t, db), now: start}
-		k.who = httpapi.Principal{
-			Actor: device.Actor{Kind: device.ActorAccount, ID: "acc-1", Name: "Ada"}, Role: httpapi.Operator,
-			Scope: device.Scope{Tenant: device.DefaultTenant},
-		}
-		k.devices = registry.New(registry.Config{DB: db, Ledger: k.ledger, Now: k.clock, Log: slog.New(slog.DiscardHandler)})
-		k.Service = purchase.New(purchase.Config{DB: db, Devices: k.devices, Ledger: k.ledger, Now: k.clock, Log: slog.New(slog.DiscardHandler)})
-		k.must(k.SaveSupplier(t.Context(), k.who, "acme", purchase.SupplierSpec{Name: "Acme Ltd."}, ""))
-		k.must(k.SaveModel(t.Context(), k.who, "gw-1", purchase.ModelSpec{
-			Maker: "Acme", Name: "Gateway 1", PartNumber: "GW1-EU", Architecture: "arm64", Interfaces: []string{"ethernet"}, WarrantyMonths: 1,
-		}, ""))
-		k.must(k.SaveModel(t.Context(), k.who, "cam", purchase.ModelSpec{Maker: "Acme", Name: "Camera", Architecture: "arm"}, ""))
-		test(t, k)
-	})
+	sqldbtest.Each(t, migrations, func(t *testing.T, db *sqldb.DB) { test(t, newDesk(t, db)) })
+}
+
+func newDesk(t *testing.T, db *sqldb.DB) *desk {
+	k := &desk{t: t, db: db, ledger: ledgertest.New(t, db), now: start}
+	k.who = httpapi.Principal{
+		Actor: device.Actor{Kind: device.ActorAccount, ID: "acc-1", Name: "Ada"}, Role: httpapi.Operator,
+		Scope: device.Scope{Tenant: device.DefaultTenant},
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	k.devices = registry.New(registry.Config{DB: db, Ledger: k.ledger, Now: k.clock, Log: quiet})
+	k.Service = purchase.New(purchase.Config{DB: db, Devices: k.devices, Ledger: k.ledger, Now: k.clock, Log: quiet})
+	k.must(k.SaveSupplier(t.Context(), k.who, "acme", purchase.SupplierSpec{Name: "Acme Ltd."}, ""))
+	k.must(k.SaveModel(t.Context(), k.who, "gw-1", purchase.ModelSpec{
+		Maker: "Acme", Name: "Gateway 1", PartNumber: "GW1-EU", Architecture: "arm64", Interfaces: []string{"ethernet"}, WarrantyMonths: 1,
+	}, ""))
+	k.must(k.SaveModel(t.Context(), k.who, "cam", purchase.ModelSpec{Maker: "Acme", Name: "Camera", Architecture: "arm"}, ""))
+	return k
 }
 
 func (k *desk) must(_ any, err error) {
