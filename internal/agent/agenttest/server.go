@@ -78,6 +78,8 @@ type Server struct {
 	Cut func(r *http.Request) bool
 	// Envelope replaces the envelope that would be sent.
 	Envelope func(d wire.Desired) []byte
+	// ManyKeys lets many agents use the one token and have certificates of their own.
+	ManyKeys bool
 	// Artifacts by hash.
 	Artifacts map[string][]byte
 	// Metadata of the TUF repository by name.
@@ -390,7 +392,7 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r.URL.Path == wire.PathESTEnroll {
-		if s.usedKey != nil && string(s.usedKey) != string(csr.RawSubjectPublicKeyInfo) {
+		if s.usedKey != nil && !s.ManyKeys && string(s.usedKey) != string(csr.RawSubjectPublicKeyInfo) {
 			writeProblem(w, wire.Problem{Status: 403, Title: "Forbidden", Code: wire.CodeTokenUsed})
 			return
 		}
@@ -461,7 +463,7 @@ func (s *Server) identify(r *http.Request) *wire.Problem {
 		return &wire.Problem{Status: 403, Title: "Forbidden", Code: wire.CodeSuperseded}
 	case "issued":
 		for n, state := range s.issued {
-			if state == "used" {
+			if state == "used" && !s.ManyKeys {
 				s.issued[n] = "superseded"
 			}
 		}
