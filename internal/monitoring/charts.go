@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"sync"
 	"time"
 
 	"steward/internal/device"
@@ -199,6 +198,13 @@ type GroupCharts struct {
 // percent or two; its maximum may be missed, so pages say that it is a sample.
 const maxGroupDevices = 1000
 
+// chartKey is what a group's charts depend on.
+type chartKey struct {
+	tenant   device.TenantID
+	selector string
+	hours    int
+}
+
 // GroupCharts returns the charts of the devices in the scope that match. They are kept for a minute.
 func (s *Service) GroupCharts(ctx context.Context, scope device.Scope, sel device.Selector, hours int) (GroupCharts, error) {
 	key := chartKey{scope.Tenant, scope.Selector.And(sel).String(), hours}
@@ -281,59 +287,4 @@ func (c Chart) draw(prefix string) template.HTML {
 		ts.Series = append(ts.Series, chart.Series{Name: l.Name, Points: points})
 	}
 	return ts.HTML()
-}
-
-// chartCache keeps charts of groups for a minute and lets one reader compute what several wait for.
-type chartCache struct {
-	mu   sync.Mutex
-	kept map[chartKey]*chartEntry
-}
-
-type chartKey struct {
-	tenant   device.TenantID
-	selector string
-	hours    int
-}
-
-type chartEntry struct {
-	turn  chan struct{} // holds one element while somebody computes
-	until time.Time
-	value GroupCharts
-}
-
-const (
-	chartsFresh = time.Minute
-	maxKept     = 100
-)
-
-func (c *chartCache) entry(key chartKey) *chartEntry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.kept[key]; e != nil {
-		return e
-	}
-	if len(c.kept) >= maxKept {
-		clear(c.kept) // who still waits for an old entry keeps it
-	}
-	e := &chartEntry{turn: make(chan struct{}, 1)}
-	c.kept[key] = e
-	return e
-}
-
-func (c *chartCache) get(ctx context.Context, key chartKey, now func() time.Time, compute func() (GroupCharts, error)) (GroupCharts, error) {
-	e := c.entry(key)
-	select {
-	case e.turn <- struct{}{}:
-		defer func() { <-e.turn }()
-	case <-ctx.Done():
-		return GroupCharts{}, ctx.Err()
-	}
-	if now().Before(e.until) {
-		return e.value, nil
-	}
-	value, err := compute()
-	if err == nil {
-		e.value, e.until = value, now().Add(chartsFresh)
-	}
-	return value, err
 }

@@ -27,16 +27,21 @@ type Attention struct {
 // diskFull is the part of a file system from which on it is nearly full.
 const diskFull = 0.9
 
+var nearlyFullExpr = fmt.Sprintf("topk(%d, max by (device) (%s / %s) >= %g)", maxAttention, diskUsed, diskAll, diskFull)
+
 // maxAttention bounds what is looked at for a list or a notice.
 const maxAttention = 500
 
 // NearlyFull lists devices of the scope with a file system that is nearly full.
 func (s *Service) NearlyFull(ctx context.Context, scope device.Scope) ([]Attention, error) {
-	expr := "topk(" + strconv.Itoa(maxAttention) + ", max by (device) (" + diskUsed + " / " + diskAll + ") >= " + strconv.FormatFloat(diskFull, 'f', -1, 64) + ")"
-	lines, err := s.series.Instant(ctx, series.Scope{Tenant: string(scope.Tenant)}, expr, s.now(), 15*time.Minute)
+	// It reads every device's disks, so it is asked once a minute for the tenant and narrowed here.
+	lines, err := s.full.get(ctx, scope.Tenant, s.now, func() ([]series.Line, error) {
+		return s.series.Instant(ctx, series.Scope{Tenant: string(scope.Tenant)}, nearlyFullExpr, s.now(), 15*time.Minute)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("nearly full disks: %w", err)
 	}
+	lines = slices.Clone(lines)
 	slices.SortFunc(lines, func(a, b series.Line) int {
 		if a.Points[0].Value > b.Points[0].Value {
 			return -1

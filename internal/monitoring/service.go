@@ -55,7 +55,8 @@ type Service struct {
 
 	contacts contacts
 	policies policyCache
-	charts   chartCache
+	charts   cache[chartKey, GroupCharts]
+	full     cache[device.TenantID, []series.Line] // disks nearly full
 }
 
 // Open opens the metrics and returns the room. Call Close at the end, after Run has returned.
@@ -72,7 +73,6 @@ func Open(cfg Config) (*Service, error) {
 	s.contacts.troubles = map[troubleKey]troubleNote{}
 	s.contacts.full = make(chan struct{}, 1)
 	s.policies.known = map[device.TenantID]cachedPolicy{}
-	s.charts.kept = map[chartKey]*chartEntry{}
 	return s, nil
 }
 
