@@ -89,6 +89,7 @@ type disposeData struct {
 	Errors  ui.FormErrors
 	Done    *Disposal // what has ended it
 	Methods []ui.Option
+	Notices []ui.Notice // what it will hit
 }
 
 func (p pages) dispose(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
@@ -103,6 +104,7 @@ func (p pages) renderDispose(w http.ResponseWriter, r *http.Request, who httpapi
 	if data.Preview, err = p.s.Preview(r.Context(), who, id); err != nil {
 		return err
 	}
+	data.Notices = data.notices
 	for _, x := range data.Disposals {
 		if x.State.Done() {
 			data.Done = &x

@@ -159,8 +159,17 @@ type Preview struct {
 	MayOrder    bool          `json:"may_order" doc:"Whether a sanitize order can be given"`
 	MayAttest   bool          `json:"may_attest" doc:"Whether people can attest the disposal"`
 	Confirm     string        `json:"confirm" doc:"What to send as confirmation: the serial number, or the ID of a device without one"`
-	Effects     []ui.Notice   `json:"effects"`
-	Disposals   []Disposal    `json:"disposals" doc:"Attempts so far, newest first"`
+	Effects     []Effect      `json:"effects" nullable:"false" doc:"What retiring would hit"`
+	Disposals   []Disposal    `json:"disposals" nullable:"false" doc:"Attempts so far, newest first"`
+	notices     []ui.Notice   // the effects for the page
+}
+
+// Effect is one thing that retiring a device hits, as another room tells it.
+type Effect struct {
+	Level  string `json:"level" enum:"info,good,warn,bad"`
+	Title  string `json:"title"`
+	Detail string `json:"detail,omitempty"`
+	Count  int64  `json:"count,omitempty"`
 }
 
 // Preview tells what retiring and disposing of a device hits; it changes nothing.
@@ -169,7 +178,7 @@ func (s *Service) Preview(ctx context.Context, who httpapi.Principal, id device.
 	if err != nil {
 		return Preview{}, err
 	}
-	p := Preview{Device: d, Confirm: confirmation(d), Effects: []ui.Notice{}, MayRetire: device.CheckMove(d.Stage, device.Retired) == nil, MayAttest: d.Stage == device.Retired}
+	p := Preview{Device: d, Confirm: confirmation(d), Effects: []Effect{}, MayRetire: device.CheckMove(d.Stage, device.Retired) == nil, MayAttest: d.Stage == device.Retired}
 	chain, err := s.cfg.Certificates.DeviceChain(ctx, s.cfg.DB, d.Num)
 	if err != nil && !errors.Is(err, fault.NotFound) {
 		return Preview{}, fmt.Errorf("look for the certificate of %s: %w", id, err)
@@ -185,7 +194,10 @@ func (s *Service) Preview(ctx context.Context, who httpapi.Principal, id device.
 		if err != nil {
 			return Preview{}, fmt.Errorf("look for what retiring %s hits: %w", id, err)
 		}
-		p.Effects = append(p.Effects, list...)
+		p.notices = append(p.notices, list...)
+		for _, n := range list {
+			p.Effects = append(p.Effects, Effect{n.Level.String(), n.Title, n.Detail, n.Count})
+		}
 	}
 	return p, nil
 }

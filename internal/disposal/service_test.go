@@ -27,6 +27,7 @@ import (
 	"steward/internal/sqldb"
 	"steward/internal/sqldb/sqldbtest"
 	"steward/internal/twin"
+	"steward/internal/ui"
 	"steward/internal/wire"
 )
 
@@ -81,6 +82,12 @@ func newYard(t testing.TB, db *sqldb.DB) *yard {
 			return disposal.Provenance{Order: "ord-1", Number: "PO-1", Line: 1, Supplier: "Acme Ltd.", Maker: "Acme", ModelName: "Gateway 1", Ordered: start, Delivery: "del-1"}, true, nil
 		},
 	}
+	y.cfg.Effects = []func(context.Context, device.Device) ([]ui.Notice, error){func(_ context.Context, d device.Device) ([]ui.Notice, error) {
+		if d.Stage != device.Active {
+			return nil, nil
+		}
+		return []ui.Notice{{Level: ui.Warn, Title: "It is online", Detail: "It runs app 1.2.", Count: 1}}, nil
+	}}
 	y.Service, err = disposal.New(y.cfg)
 	y.must(err)
 	y.who = httpapi.Principal{

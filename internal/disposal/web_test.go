@@ -101,7 +101,7 @@ func TestDeviceIsDisposedOfThroughTheAPI(t *testing.T) {
 		path := "/api/v1/devices/" + string(d.ID)
 		var p disposal.Preview
 		s.json(200, "GET", path+"/disposal", nil, &p)
-		if !p.MayRetire || p.MayOrder || !p.Certificate || p.Confirm != "SN-1" {
+		if !p.MayRetire || p.MayOrder || !p.Certificate || p.Confirm != "SN-1" || len(p.Effects) != 1 || p.Effects[0].Level != "warn" {
 			t.Errorf("preview %+v", p)
 		}
 		s.json(422, "POST", path+"/retire", map[string]any{"reason": ""}, nil)
@@ -144,7 +144,7 @@ func TestDeviceIsDisposedOfThroughTheConsole(t *testing.T) {
 		s.page("/disposal", "Nothing was disposed of yet", "No retired device waits")
 		d, id := s.device("SN-1", true)
 		path := "/devices/" + string(d.ID) + "/dispose"
-		s.page(path, "Retire SN-1", "it can sign its own sanitization")
+		s.page(path, "Retire SN-1", "it can sign its own sanitization", "It is online")
 		s.form(422, path, "do", "retire", "reason", "")
 		s.form(303, path, "do", "retire", "reason", "end of support")
 		s.page(path, "Type SN-1 to confirm", "Write an attestation")
