@@ -112,12 +112,7 @@ func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after po
 		return nil, err
 	}
 	q := dk.listQuery(p, scope, f, after)
-	if f.Search != "" {
-		q.Add("ORDER BY t.term, t.num")
-	} else {
-		q.Add("ORDER BY d.num")
-	}
-	q.Add("LIMIT ?", limit)
+	q.Add("ORDER BY "+p.order(f)+" LIMIT ?", limit)
 	rows, err := dk.db.QueryContext(ctx, q.SQL(), q.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
@@ -138,6 +133,17 @@ func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after po
 		out = append(out, one)
 	}
 	return out, rows.Err()
+}
+
+// order is by number, or by term in a search, named so that the engine sees that it walks in this order.
+func (p plan) order(f Filter) string {
+	switch {
+	case f.Search != "":
+		return "t.term, t.num"
+	case p.entry == byLabel:
+		return "a.num"
+	}
+	return "d.num"
 }
 
 // listQuery puts the query together up to its order. Its tables stand in the order of the plan;
@@ -193,7 +199,11 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 func addSearch(q *sqldb.Builder, tenant device.TenantID, search string, after position) {
 	low := []byte(foldTerm(search))
 	high := append(slices.Clone(low), 0xff) // behind everything that begins so: no UTF-8 has this byte
-	q.Add("AND t.tenant = ? AND t.num = d.num AND t.term >= ? AND t.term < ?", tenant, low, high)
+	from := low
+	if after.Num != 0 && after.Term > string(low) {
+		from = []byte(after.Term)
+	}
+	q.Add("AND t.tenant = ? AND t.num = d.num AND t.term >= ? AND t.term < ?", tenant, from, high)
 	q.Add("AND NOT EXISTS (SELECT 1 FROM registry_term e WHERE e.num = t.num AND e.term >= ? AND e.term < t.term)", low)
 	if after.Num != 0 {
 		q.Add("AND (t.term, t.num) > (?, ?)", []byte(after.Term), after.Num)

@@ -24,12 +24,14 @@ CREATE INDEX registry_device_tenant ON registry_device (tenant, num);
 CREATE INDEX registry_device_stage ON registry_device (tenant, stage, num);
 CREATE INDEX registry_device_model ON registry_device (tenant, model, num);
 
+-- A device has one value per key; the value is in the primary key so that its index answers alone whether
+-- a device has a label.
 CREATE TABLE registry_label (
     num    BIGINT NOT NULL,
     tenant TEXT NOT NULL,
     key    TEXT NOT NULL,
     value  TEXT NOT NULL,
-    PRIMARY KEY (num, key)
+    PRIMARY KEY (num, key, value)
 );
 CREATE INDEX registry_label_value ON registry_label (tenant, key, value, num);
 

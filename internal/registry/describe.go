@@ -1,0 +1,74 @@
+package registry
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+
+	"steward/internal/device"
+	"steward/internal/ledger"
+)
+
+// Describe turns this room's events into sentences for people, by kind.
+func Describe() map[string]func(ledger.Event) string {
+	return map[string]func(ledger.Event) string{
+		"device.created":    describeCreated,
+		"device.moved":      describeMoved,
+		"device.identified": describeIdentified,
+		"device.renamed":    describeRenamed,
+		"device.labeled":    describeLabeled,
+	}
+}
+
+// facts reads an event's data; events of a later version that don't fit give the zero value.
+func facts[T any](e ledger.Event) (v T) {
+	_ = json.Unmarshal(e.Data, &v)
+	return v
+}
+
+func stageName(s device.Stage) string { return strings.ReplaceAll(string(s), "_", " ") }
+
+func describeCreated(e ledger.Event) string {
+	f := facts[struct{ Serial, Stage string }](e)
+	text := "Came into being as " + stageName(device.Stage(f.Stage))
+	if f.Serial != "" {
+		text += " with the serial number " + f.Serial
+	}
+	return text
+}
+
+func describeMoved(e ledger.Event) string {
+	f := facts[struct{ From, To device.Stage }](e)
+	return "Moved from " + stageName(f.From) + " to " + stageName(f.To)
+}
+
+func describeIdentified(e ledger.Event) string {
+	return "Got the serial number " + facts[struct{ Serial string }](e).Serial
+}
+
+func describeRenamed(e ledger.Event) string {
+	f := facts[struct{ From, To string }](e)
+	switch {
+	case f.To == "":
+		return "Lost the name " + f.From
+	case f.From == "":
+		return "Is called " + f.To
+	}
+	return "Is called " + f.To + " instead of " + f.From
+}
+
+func describeLabeled(e ledger.Event) string {
+	f := facts[struct {
+		Set     map[string]string
+		Removed []string
+	}](e)
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(f.Set)) {
+		parts = append(parts, k+"="+f.Set[k])
+	}
+	for _, k := range f.Removed {
+		parts = append(parts, "without "+k)
+	}
+	return "Labels: " + strings.Join(parts, ", ")
+}

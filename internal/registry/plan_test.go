@@ -1,0 +1,194 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"steward/internal/device"
+	"steward/internal/httpapi"
+	"steward/internal/sqldb"
+	"steward/internal/sqldb/sqldbtest"
+)
+
+// fill makes n devices by SQL, as Create would have left them: nine of ten are active, one in a
+// thousand is in quarantine; every hundredth is at site-7; the last twentieth is of the batch "new" with
+// serial numbers that begin with Z; five have the label rare. One in 10,000 is offline.
+func fill(tb testing.TB, db *sqldb.DB, n int) {
+	tb.Helper()
+	ctx := context.Background()
+	text := func(expr string) string { return "CAST(" + expr + " AS TEXT)" }
+	bytes := func(expr string) string {
+		return db.Dialect().Pick("CAST("+expr+" AS BLOB)", "CONVERT_TO("+expr+", 'UTF8')")
+	}
+	stage := "CASE WHEN n % 1000 = 7 THEN 'quarantined' WHEN n % 10 = 3 THEN 'received' ELSE 'active' END"
+	batch := fmt.Sprintf("CASE WHEN n > %d THEN 'new' ELSE 'old' END", n-n/20)
+	serial := fmt.Sprintf("CASE WHEN n > %d THEN 'Z' ELSE 'S' END || ", n-n/20) + text("100000000 + n")
+	id := "'dev-' || " + text("1000000000000000 + (n * 7919) % 999983 * 1000003 + n")
+	site := "'site-' || " + text("n % 100")
+	series := fmt.Sprintf("WITH RECURSIVE c (n) AS (SELECT CAST(1 AS BIGINT) UNION ALL SELECT n + 1 FROM c WHERE n < %d) ", n)
+	statements := []string{
+		`INSERT INTO registry_device (id, tenant, serial, model, name, stage, stage_since, reason, labels, created, revision) ` +
+			series + `SELECT ` + id + `, 'default', ` + serial + `, 'mod-' || ` + text("n % 5") + `, '', ` + stage + `, 1, '', '{}', 1, 1 FROM c`,
+		"INSERT INTO registry_label (num, tenant, key, value) " + series + "SELECT n, 'default', 'site', " + site + " FROM c",
+		"INSERT INTO registry_label (num, tenant, key, value) " + series + "SELECT n, 'default', 'batch', " + batch + " FROM c",
+		"INSERT INTO registry_label (num, tenant, key, value) " + series + fmt.Sprintf("SELECT n, 'default', 'rare', '' FROM c WHERE n > %d", n-5),
+		"INSERT INTO registry_term (tenant, term, num) " + series + "SELECT 'default', " + bytes("LOWER("+serial+")") + ", n FROM c",
+		"INSERT INTO registry_term (tenant, term, num) " + series + "SELECT 'default', " + bytes(id) + ", n FROM c",
+		"INSERT INTO registry_count (tenant, stage, shard, devices) SELECT tenant, stage, 0, COUNT(*) FROM registry_device GROUP BY tenant, stage",
+		"INSERT INTO registry_label_count (tenant, key, value, shard, devices) SELECT tenant, key, value, 0, COUNT(*) FROM registry_label GROUP BY tenant, key, value",
+		"CREATE TABLE seen (num BIGINT PRIMARY KEY, state TEXT NOT NULL)",
+		"INSERT INTO seen (num, state) " + series + "SELECT n, CASE WHEN n % 10000 = 9999 THEN 'offline' ELSE 'online' END FROM c",
+		"CREATE INDEX seen_state ON seen (state)",
+		"ANALYZE",
+	}
+	for _, s := range statements {
+		if db.Dialect() == sqldb.SQLite && s == "ANALYZE" {
+			continue // Steward doesn't run it either
+		}
+		if err := db.Write(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec(ctx, s); return err }); err != nil {
+			tb.Fatalf("%.80s: %v", s, err)
+		}
+	}
+}
+
+type seenTable struct{}
+
+func (seenTable) Of(context.Context, []int64) (map[int64]Presence, error) { return nil, nil }
+
+func (seenTable) Where(numColumn, state string) (string, []any) {
+	return "EXISTS (SELECT 1 FROM seen s WHERE s.num = " + numColumn + " AND s.state = ?)", []any{state}
+}
+
+func filledDesk(db *sqldb.DB) *Desk {
+	return NewDesk(DeskConfig{Registry: New(Config{DB: db}), Presence: seenTable{},
+		PresenceCounts: func(ctx context.Context, _ device.Scope) (map[string]int64, error) {
+			var n int64
+			err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM seen WHERE state = 'offline'").Scan(&n)
+			return map[string]int64{Offline: n}, err
+		},
+		PresenceIn: func(_ device.TenantID, state string) (string, []any) {
+			return "SELECT num FROM seen WHERE state = ?", []any{state}
+		},
+	})
+}
+
+// lists are the lists that people look at, with the way in which each should begin.
+var lists = []struct {
+	name   string
+	filter Filter
+	entry  entry
+}{
+	{"all", Filter{}, byTenant},
+	{"rare stage", Filter{Stages: []device.Stage{device.Quarantined}}, byStage},
+	{"common stage", Filter{Stages: []device.Stage{device.Active}}, byStage},
+	{"two common stages", Filter{Stages: []device.Stage{device.Active, device.Received}}, byTenant},
+	{"site", Filter{Selector: device.MustSelector("site=site-7")}, byLabel},
+	{"site and rare stage", Filter{Selector: device.MustSelector("batch=old,site=site-7"), Stages: []device.Stage{device.Quarantined}}, byStage},
+	{"five devices with a label", Filter{Selector: device.MustSelector("batch=new,rare"), Stages: []device.Stage{device.Active}}, byLabel},
+	{"all but a label", Filter{Selector: device.MustSelector("batch!=old")}, byTenant},
+	{"model", Filter{Model: "mod-3"}, byModel},
+	{"offline", Filter{Presence: Offline}, byPresence},
+	{"search a batch at the end", Filter{Search: "z"}, byTerm},
+	{"search everything", Filter{Search: "s"}, byTerm},
+	{"search one serial number", Filter{Search: "s100000042"}, byTerm},
+	{"search in a rare stage", Filter{Search: "s", Stages: []device.Stage{device.Quarantined}}, byStage},
+}
+
+func TestListsBeginWithTheRarestIndex(t *testing.T) {
+	sqldbtest.Each(t, []sqldb.Migration{Migration()}, func(t *testing.T, db *sqldb.DB) {
+		fill(t, db, 8_000)
+		dk := filledDesk(db)
+		scope := device.Scope{Tenant: "default"}
+		for _, tt := range lists {
+			p, err := dk.choose(t.Context(), db, scope, tt.filter)
+			if err != nil || p.entry != tt.entry && !(tt.name == "all but a label" && p.entry == byTenant) {
+				t.Errorf("%s begins with %d (%d devices), want %d, %v", tt.name, p.entry, p.devices, tt.entry, err)
+			}
+			if db.Dialect() != sqldb.SQLite {
+				continue
+			}
+			steps := explain(t, db, dk.listQuery(p, scope, tt.filter, position{Num: 5}).Add("ORDER BY "+p.order(tt.filter)+" LIMIT 51"))
+			for _, step := range steps {
+				if strings.HasPrefix(step, "SCAN") && !strings.Contains(step, "SCAN p") && !strings.Contains(step, "CONSTANT ROW") {
+					t.Errorf("%s looks at a whole table: %q", tt.name, steps)
+				}
+			}
+			sorted := slices.ContainsFunc(steps, func(s string) bool { return strings.Contains(s, "TEMP B-TREE FOR ORDER BY") })
+			mayBeFew := len(tt.filter.Stages) > 0 && tt.filter.Search != "" || p.entry == byPresence ||
+				p.entry == byLabel && len(p.anchor.Values) != 1
+			if sorted && !mayBeFew {
+				t.Errorf("%s sorts %d devices: %q", tt.name, p.devices, steps)
+			}
+		}
+	})
+}
+
+func explain(t *testing.T, db *sqldb.DB, q *sqldb.Builder) []string {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+q.SQL(), q.Args()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	var steps []string
+	for rows.Next() {
+		var id, parent, unused int
+		var detail string
+		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+			t.Fatal(err)
+		}
+		steps = append(steps, detail)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return steps
+}
+
+// BenchmarkLists reads the first page, and one in the middle, of each list. STEWARD_BENCH_DEVICES sets
+// how many devices there are; 100,000 by default.
+func BenchmarkLists(b *testing.B) {
+	n := 100_000
+	if s := os.Getenv("STEWARD_BENCH_DEVICES"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
+		db := sqldbtest.Open(b, engine, Migration())
+		fill(b, db, n)
+		dk := filledDesk(db)
+		scope := device.Scope{Tenant: "default"}
+		for _, tt := range lists {
+			for name, cursor := range map[string]string{"first": "", "middle": httpapi.EncodeCursor(position{Num: int64(n / 2), Term: "s" + strconv.Itoa(100000000+n/2)})} {
+				b.Run(engine+"/"+strings.ReplaceAll(tt.name, " ", "-")+"/"+name, func(b *testing.B) {
+					for b.Loop() {
+						if _, _, err := dk.List(b.Context(), scope, tt.filter, httpapi.PageIn{Limit: 50, Cursor: cursor}); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+		}
+		b.Run(engine+"/fleet", func(b *testing.B) {
+			for b.Loop() {
+				if _, err := dk.Counts(b.Context(), db, scope); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(engine+"/label-keys", func(b *testing.B) {
+			for b.Loop() {
+				if _, err := dk.LabelKeys(b.Context(), db, "default"); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
