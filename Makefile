@@ -3,7 +3,8 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS     := -s -w -X main.version=$(VERSION)
-GOFLAGS     += -trimpath
+# One set of flags for build, vet and test, so that they share one build cache.
+export GOFLAGS := -trimpath -buildvcs=false
 export CGO_ENABLED ?= 0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 20s
@@ -16,7 +17,7 @@ help: ## list the targets
 
 build: ## build bin/steward, bin/steward-agent and bin/steward-bench
 	@mkdir -p bin
-	go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 run: build ## build and start server, demo fleet and this machine as a device
 	bin/steward demo

@@ -120,6 +120,7 @@ func (s *Service) artifactRoutes(a *httpapi.API) {
 	a.Stream(httpapi.Op{
 		ID: "append-artifact-upload", Method: http.MethodPatch, Path: "/artifact-uploads/{id}", Tag: tag, Role: httpapi.ReleaseManager,
 		Summary: "Send bytes of an upload from ?offset= on", MaxBody: wire.MaxArtifactBytes,
+		Accept: "application/octet-stream", Produce: "application/json", Query: map[string]string{"offset": "How many bytes were sent before"},
 	}, s.appendUpload)
 	type finishIn struct {
 		ID   string `path:"id" maxLength:"40"`

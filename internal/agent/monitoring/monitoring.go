@@ -181,7 +181,8 @@ func (r *Room) keep(section wire.Section, v any) bool {
 // Run reads, measures and sends until ctx ends.
 func (r *Room) Run(ctx context.Context) error {
 	r.readFacts(ctx)
-	r.measure(ctx) // rates need a first sample
+	r.measure(ctx) // rates need a first sample; what needs none is shown soon after the start
+	r.send(ctx)
 	nextFacts := r.cfg.Now().Add(r.cfg.FactsInterval)
 	for {
 		r.mu.Lock()

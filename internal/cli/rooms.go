@@ -1,0 +1,71 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+func (a *app) roomCommands() []*cobra.Command {
+	return inGroup("room", a.deviceCommand(), a.orderCommand(), a.enrollCommand(), a.releaseCommand(), a.updateCommand(), a.monitorCommand(),
+		a.disposeCommand(), a.verifyCommand(), a.ledgerCommand(), a.accessCommand())
+}
+
+// resources is the table that get, describe, apply and delete work from.
+var resources = []resource{
+	{
+		names: []string{"device", "devices", "dev"}, path: "/devices", filters: []string{"stage", "selector", "presence", "model", "q"}, create: true,
+		columns: []column{{"ID", "id"}, {"NAME", "name"}, {"SERIAL", "serial"}, {"MODEL", "model"}, {"STAGE", "stage"}, {"PRESENCE", "presence.state"}, {"LAST CONTACT", "presence.last_contact|age"}, {"LABELS", "labels|labels"}},
+	},
+	{
+		names: []string{"supplier", "suppliers"}, path: "/suppliers", create: true, key: "id", remove: true, hits: "a supplier with orders is refused",
+		columns: []column{{"ID", "id"}, {"NAME", "name"}, {"CONTACT", "contact"}, {"EMAIL", "email"}},
+	},
+	{
+		names: []string{"model", "models"}, path: "/models", create: true, key: "id", remove: true, hits: "a model that an order names is refused",
+		columns: []column{{"ID", "id"}, {"MAKER", "maker"}, {"NAME", "name"}, {"ARCH", "architecture"}, {"TPM", "tpm"}, {"SUPPORT ENDS", "support_end"}},
+	},
+	{
+		names: []string{"order", "orders"}, path: "/orders", filters: []string{"state", "supplier", "number"}, create: true,
+		columns: []column{{"ID", "id"}, {"NUMBER", "number"}, {"SUPPLIER", "supplier"}, {"STATE", "state"}, {"DUE", "due"}, {"CREATED", "created|age"}},
+	},
+	{
+		names: []string{"discrepancy", "discrepancies"}, path: "/discrepancies", filters: []string{"order", "delivery", "kind"},
+		columns: []column{{"DELIVERY", "delivery"}, {"FILE LINE", "file_line"}, {"KIND", "kind"}, {"SERIAL", "serial"}, {"MODEL", "model"}, {"ACTION", "action"}},
+	},
+	{
+		names: []string{"token", "tokens", "enrollment-token", "enrollment-tokens"}, path: "/enrollment-tokens", filters: []string{"state", "serial"}, remove: true, hits: "the device can't enroll with it any more",
+		columns: []column{{"ID", "id"}, {"SERIAL", "serial"}, {"DEVICE", "device"}, {"STATE", "state"}, {"EXPIRES", "expires|age"}, {"NOTE", "note"}},
+	},
+	{
+		names: []string{"authority", "authorities"}, path: "/authorities",
+		columns: []column{{"ID", "id"}, {"NAME", "name"}, {"ROLE", "role"}, {"ENDS", "not_after|age"}},
+	},
+	{
+		names: []string{"release", "releases"}, path: "/releases", filters: []string{"name"}, remove: true, hits: "what devices run or are assigned is refused",
+		columns: []column{{"NAME", "name"}, {"VERSION", "version"}, {"COMPONENTS", "components"}, {"CREATED", "created|age"}, {"BY", "by"}},
+	},
+	{
+		names: []string{"assignment", "assignments", "update", "updates"}, path: "/assignments",
+		columns: []column{{"ID", "id"}, {"RELEASE", "name"}, {"VERSION", "version"}, {"SELECTOR", "selector"}, {"STATE", "state"}, {"CREATED", "created|age"}},
+	},
+	{
+		names: []string{"group", "groups"}, path: "/groups", create: true, remove: true, hits: "only the name; no device changes",
+		columns: []column{{"NAME", "name"}, {"SELECTOR", "selector"}, {"NOTE", "note"}},
+	},
+	{
+		names: []string{"disposal", "disposals"}, path: "/disposals", filters: []string{"state"},
+		columns: []column{{"ID", "id"}, {"DEVICE", "device"}, {"SERIAL", "serial"}, {"STATE", "state"}, {"METHOD", "method"}, {"ORDERED", "ordered|age"}},
+	},
+	{
+		names: []string{"event", "events"}, path: "/events", filters: []string{"kind", "device", "subject"}, columns: eventColumns,
+	},
+	{
+		names: []string{"account", "accounts"}, path: "/accounts", create: true, remove: true, hits: "its sessions and tokens end",
+		columns: []column{{"ID", "id"}, {"NAME", "name"}, {"ROLE", "role"}, {"SELECTOR", "selector"}, {"DISABLED", "disabled"}, {"SIGNED IN", "signed_in|age"}},
+	},
+	{
+		names: []string{"api-token", "api-tokens"}, path: "/tokens", remove: true, hits: "programs that use it are refused at once",
+		columns: []column{{"ID", "id"}, {"NAME", "name"}, {"ACCOUNT", "account_name"}, {"ROLE", "role"}, {"EXPIRES", "expires|age"}, {"USED", "used|age"}},
+	},
+	{
+		names: []string{"tenant", "tenants"}, path: "/tenants",
+		columns: []column{{"ID", "id"}, {"NAME", "name"}, {"CREATED", "created|age"}},
+	},
+}

@@ -1,0 +1,90 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"steward/internal/server"
+)
+
+func (a *app) runCommands() []*cobra.Command {
+	return inGroup("run", a.serverCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand())
+}
+
+func (a *app) serverCommand() *cobra.Command {
+	cfg := server.Config{Version: a.version}
+	var verbose bool
+	var proxies []string
+	cmd := &cobra.Command{
+		Use:   "server --data DIR",
+		Short: "Run a server",
+		Long: `server runs Steward with its embedded engines, or on PostgreSQL and an outside NATS.
+
+It writes the addresses it serves on, its CA and the first administrator's credentials to
+DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cfg.DataDir == "" {
+				return usagef("give the data directory with --data DIR")
+			}
+			for _, p := range proxies {
+				prefix, err := netip.ParsePrefix(p)
+				if err != nil {
+					return usagef("--trusted-proxy %q: want a network like 10.0.0.0/8", p)
+				}
+				cfg.TrustedProxies = append(cfg.TrustedProxies, prefix)
+			}
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			s, err := server.Open(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "console %s\nlink    %s\nlogin   see %s/bootstrap.json\n", s.ConsoleURL(), s.LinkURL(), cfg.DataDir)
+			return errors.Join(s.Run(cmd.Context()), s.Close())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.DataDir, "data", os.Getenv("STEWARD_DATA"), "data directory: database, keys, artifacts, metrics")
+	f.StringVar(&cfg.ConsoleAddr, "console", server.DefaultConsoleAddr, "address of console and API; port 0 picks a free one")
+	f.StringVar(&cfg.LinkAddr, "link", server.DefaultLinkAddr, "address of the devices' door; port 0 picks a free one")
+	f.StringVar(&cfg.LinkURL, "link-url", "", "how devices reach the link, when it isn't https://<host name>:<port>")
+	f.StringSliceVar(&cfg.LinkNames, "link-name", nil, "further name or address for the link's certificate (repeat)")
+	f.StringVar(&cfg.ConsoleCert, "console-cert", "", "PEM certificate of the console")
+	f.StringVar(&cfg.ConsoleKey, "console-key", "", "PEM key of the console")
+	f.BoolVar(&cfg.BehindProxy, "behind-proxy", false, "a reverse proxy ends TLS in front of the console")
+	f.StringSliceVar(&proxies, "trusted-proxy", nil, "network of proxies whose X-Forwarded-For is believed (repeat)")
+	f.StringVar(&cfg.Database, "database", os.Getenv("STEWARD_DATABASE"), "postgres://… instead of the embedded database (or STEWARD_DATABASE)")
+	f.StringVar(&cfg.NATS, "nats", os.Getenv("STEWARD_NATS"), "nats://… instead of the embedded bus (or STEWARD_NATS)")
+	f.DurationVar(&cfg.CertificateLife, "certificate-life", 90*24*time.Hour, "life of device certificates")
+	f.DurationVar(&cfg.ReportInterval, "report-interval", time.Minute, "how often devices report")
+	f.DurationVar(&cfg.MetricsRetention, "metrics-retention", 15*24*time.Hour, "how long metrics are kept")
+	f.BoolVar(&cfg.ManagedKeys, "managed-release-keys", false, "keep the release keys on the server: for trying out only")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	return cmd
+}
+
+func (a *app) openapiCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "openapi",
+		Short: "Print the API's OpenAPI 3.1 document",
+		Args:  args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			doc, err := server.OpenAPI(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(doc)
+			return err
+		},
+	}
+}

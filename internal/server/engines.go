@@ -1,0 +1,72 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"steward/internal/access"
+	"steward/internal/blob"
+	"steward/internal/bus"
+	"steward/internal/disposal"
+	"steward/internal/httpapi"
+	"steward/internal/ledger"
+	"steward/internal/monitoring"
+	"steward/internal/provisioning"
+	"steward/internal/purchase"
+	"steward/internal/registry"
+	"steward/internal/release"
+	"steward/internal/sqldb"
+	"steward/internal/twin"
+	"steward/internal/update"
+)
+
+// engines are the technology that rooms stand on.
+type engines struct {
+	db   *sqldb.DB
+	bus  *bus.Bus
+	blob *blob.Store
+	keys *provisioning.KeyDir
+}
+
+// Migrations lists the tables of all rooms.
+func Migrations() []sqldb.Migration {
+	return []sqldb.Migration{
+		ledger.Migration(), registry.Migration(), access.Migration(), httpapi.Migration(), twin.Migration(), purchase.Migration(),
+		provisioning.Migration(), release.Migration(), update.Migration(), monitoring.Migration(), disposal.Migration(),
+	}
+}
+
+func openEngines(ctx context.Context, cfg Config) (e engines, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.close())
+		}
+	}()
+	if e.db, err = sqldb.Open(ctx, cfg.Database); err != nil {
+		return e, err
+	}
+	for _, m := range Migrations() {
+		if err = e.db.Migrate(ctx, m); err != nil {
+			return e, err
+		}
+	}
+	if e.bus, err = bus.Start(bus.Config{URL: cfg.NATS, Log: cfg.Log}); err != nil {
+		return e, fmt.Errorf("start the bus: %w", err)
+	}
+	if e.blob, err = blob.Dir(cfg.path("artifacts")); err != nil {
+		return e, err
+	}
+	e.keys, err = provisioning.OpenKeyDir(cfg.path("keys"))
+	return e, err
+}
+
+func (e engines) close() (err error) {
+	if e.bus != nil {
+		e.bus.Close()
+	}
+	if e.db != nil {
+		err = errors.Join(err, e.db.Close())
+	}
+	return err
+}
