@@ -103,11 +103,15 @@ func newHouse(t *testing.T, db *sqldb.DB) *house {
 func (h *house) open(dir string) *Service {
 	h.Helper()
 	room, err := Open(Config{DB: h.db, Ledger: h.ledger, Devices: h.reg, Twin: h.twin, Dir: dir, Now: h.clock.now,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))})
+		Log: quietLog()})
 	if err != nil {
 		h.Fatal(err)
 	}
 	return room
+}
+
+func quietLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 }
 
 func each(t *testing.T, test func(h *house)) {

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/otlptranslator"
 	"github.com/prometheus/prometheus/model/labels"
 	collector "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
@@ -188,7 +189,7 @@ func labelsOf(name string, attributes []*common.KeyValue) (labels.Labels, error)
 		return labels.EmptyLabels(), errors.New("a data point has more than 8 attributes")
 	}
 	b := labels.NewScratchBuilder(len(attributes) + 3)
-	b.Add(labels.MetricName, name)
+	b.Add(model.MetricNameLabel, name)
 	var seen []string
 	namer := otlptranslator.LabelNamer{}
 	for _, a := range attributes {
