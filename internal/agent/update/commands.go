@@ -89,7 +89,7 @@ func (r *Room) health(ctx context.Context, x *run) error {
 	limit := time.Duration(0)
 	for _, p := range x.Parts {
 		if p.changes() {
-			limit = max(limit, time.Duration(m.Components[p.Index].Commands.HealthTimeout())*time.Second)
+			limit = max(limit, time.Duration(m.Components[p.Index].Commands.HealthTimeout())*r.cfg.HealthSecond)
 		}
 	}
 	deadline, cancel := context.WithTimeout(ctx, limit)

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -95,9 +96,8 @@ func archiveTrouble(ctx context.Context, p part, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	var pathErr *fs.PathError
-	var linkErr *os.LinkError
-	if errors.As(err, &pathErr) || errors.As(err, &linkErr) {
+	var errno syscall.Errno // whatever the system says is not the archive's fault
+	if errors.As(err, &errno) {
 		return diskTrouble(stepUnpack, fmt.Errorf("unpack component %s: %w", p.Component, err))
 	}
 	return refuse(stepUnpack, "the archive of component %s: %v", p.Component, err)

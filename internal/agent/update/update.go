@@ -52,8 +52,11 @@ type Config struct {
 	Backoff func(n int) time.Duration
 	// HealthPause is the time between two rounds of health commands; 0 means 2 s.
 	HealthPause time.Duration
-	Log         *slog.Logger
-	Now         func() time.Time // nil means time.Now
+	// HealthSecond is how long a second of a component's health_seconds lasts; 0 means a second.
+	// Simulated devices and tests have less time.
+	HealthSecond time.Duration
+	Log          *slog.Logger
+	Now          func() time.Time // nil means time.Now
 }
 
 // Room implements the agent's Room and Sanitizer.
@@ -115,6 +118,9 @@ func New(cfg Config) (*Room, error) {
 	}
 	if cfg.HealthPause == 0 {
 		cfg.HealthPause = 2 * time.Second
+	}
+	if cfg.HealthSecond == 0 {
+		cfg.HealthSecond = time.Second
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
