@@ -174,7 +174,7 @@ func pemOf(cert *x509.Certificate) string {
 }
 
 // payload opens an envelope into a tree of JSON without checking anything.
-func payload(t *testing.T, document []byte) map[string]any {
+func payload(t testing.TB, document []byte) map[string]any {
 	t.Helper()
 	var e wire.Envelope
 	if err := wire.Decode(document, &e); err != nil {
@@ -370,12 +370,49 @@ func TestCertificateWithoutTheDevicesSignatureIsNoticed(t *testing.T) {
 func FuzzVerifyCertificate(f *testing.F) {
 	y := newYard(f, sqlite(f))
 	_, made := y.disposed("SN-1")
+	// A seed of the whole form without its signature: nothing that is made from it may hold.
+	var e wire.Envelope
+	y.must(wire.Decode(made, &e))
+	e.Signatures[0].Sig = make([]byte, ed25519.SignatureSize)
+	unsigned, err := json.Marshal(e)
+	y.must(err)
+	f.Add(unsigned)
 	f.Add([]byte(`{"payloadType":"application/vnd.steward.disposal-certificate+json","payload":"e30=","signatures":[{"sig":""}]}`))
 	f.Add([]byte(`{}`))
-	f.Add(made)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if _, err := disposal.VerifyCertificate(data, disposal.VerifyOptions{}); err == nil && !bytes.Equal(bytes.TrimSpace(data), made) {
-			t.Error("made up, and it holds")
+		if _, err := disposal.VerifyCertificate(data, disposal.VerifyOptions{}); !errors.Is(err, disposal.ErrCertificate) {
+			t.Errorf("made up, and it holds: %v", err)
+		}
+	})
+}
+
+// FuzzCertificateParts changes what is inside of a certificate under a valid signature, so that proofs,
+// chain and statement are read too.
+func FuzzCertificateParts(f *testing.F) {
+	y := newYard(f, sqlite(f))
+	_, made := y.disposed("SN-1")
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)) // the same in each of the fuzzer's processes
+	cfg := y.cfg
+	cfg.Key = key
+	forger, err := disposal.New(cfg)
+	y.must(err)
+	tree := payload(f, made)
+	issuer := tree["issuer"].(map[string]any)
+	issuer["public_key"], err = forger.IssuerKey()
+	y.must(err)
+	issuer["key_id"], err = wire.KeyIDOf(key.Public())
+	y.must(err)
+	seed, err := wire.Canonical(tree)
+	y.must(err)
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		forged, err := wire.Seal(wire.DisposalType, json.RawMessage(data), key)
+		if err != nil {
+			return // no JSON
+		}
+		report, err := disposal.VerifyCertificate(forged, disposal.VerifyOptions{})
+		if (err == nil) != (report.Verdict == disposal.VerdictConsistent) || (err == nil) != (report.Failed() == "") {
+			t.Errorf("verdict %s, failed %q, error %v", report.Verdict, report.Failed(), err)
 		}
 	})
 }
