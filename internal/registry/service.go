@@ -164,7 +164,7 @@ func (s *Service) MayMove(ctx context.Context, q sqldb.Reader, d device.Device, 
 		return refuseMove("%s is %s already", d.DisplayName(), to)
 	}
 	if err := device.CheckMove(d.Stage, to); err != nil {
-		return refuseMove("%s: %s", d.DisplayName(), err)
+		return refuseMove("%s: %s", d.DisplayName(), strings.TrimSuffix(err.Error(), ": "+device.ErrMove.Error()))
 	}
 	var missing []string
 	if d.Serial == "" && to != device.Retired {
