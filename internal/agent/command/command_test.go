@@ -131,16 +131,7 @@ func plainPort(t *testing.T) string {
 
 // The real program as a user without rights: it serves, and names what it can't see.
 func TestProgramRunsAsAnyUser(t *testing.T) {
-	bin := filepath.Join(t.TempDir(), "steward-agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=7.7.7", "-o", bin, "steward/cmd/steward-agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	info, err := os.Stat(bin)
-	if err != nil || info.Size() > 15<<20 {
-		t.Errorf("the program has %d bytes, at most 15 MiB: %v", info.Size(), err)
-	}
+	bin := build(t)
 	s := agenttest.Start(t)
 	dir := t.TempDir()
 	open(t, dir)
@@ -189,6 +180,22 @@ func TestProgramRunsAsAnyUser(t *testing.T) {
 	if strings.Contains(stderr.String(), strings.Split(s.Token, ".")[1]) {
 		t.Error("the log shows the token's secret")
 	}
+}
+
+// build makes the program as it is delivered.
+func build(t *testing.T) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "steward-agent")
+	compile := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=7.7.7", "-o", bin, "steward/cmd/steward-agent")
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := compile.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	info, err := os.Stat(bin)
+	if err != nil || info.Size() > 15<<20 {
+		t.Errorf("the program has %d bytes, at most 15 MiB: %v", info.Size(), err)
+	}
+	return bin
 }
 
 // checkMemory compares the resident memory with the design's 20 MB.

@@ -57,7 +57,7 @@ func Models() []Model {
 }
 
 type systemFacts struct {
-	manager, packageArch                string
+	manager                             string
 	id, version, name, codename, kernel string
 	serviceManager                      string
 	services                            []string
