@@ -49,7 +49,7 @@
 //	    <td data-label="State">{{status .State}}</td><td data-label="Placed">{{reltime .Placed}}</td>
 //	    <td class="num" data-label="Units">{{number .Units}}</td></tr>{{end}}</tbody></table></div>
 //	  {{template "pager" (.Pager .Data.Next)}}
-//	{{else}}{{template "empty" (dict "Title" "No orders yet" "Text" "…" "Command" "steward order place -f order.yaml")}}{{end}}
+//	{{else}}{{template "empty" (dict "Title" "No orders yet" "Text" "…" "Command" "steward apply -f order.yaml")}}{{end}}
 //	</div>{{end}}
 //
 // page/order_new.html, and the inside of a page that asks first (GET shows it, POST does it):

@@ -181,6 +181,14 @@ func plural(n any, one, many string) (string, error) {
 	return text + " " + many, err
 }
 
+// Plural is "1 device" or "2 devices", for texts that handlers make.
+func Plural(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return formatNumber(float64(n)) + " " + many
+}
+
 func labelChips(labels map[string]string) template.HTML {
 	var b strings.Builder
 	for i, k := range slices.Sorted(maps.Keys(labels)) {

@@ -360,11 +360,11 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 	}
 	for _, a := range list {
 		if n := a.Counts[wire.UpdateRolledBack]; n > 0 {
-			out = append(out, ui.Notice{Level: ui.Bad, Count: n, Title: fmt.Sprintf("%d devices rolled back from %s %s", n, a.Release, a.Version),
+			out = append(out, ui.Notice{Level: ui.Bad, Count: n, Title: fmt.Sprintf("%s rolled back from %s %s", ui.Plural(n, "device", "devices"), a.Release, a.Version),
 				Detail: "They run again what ran before. Look at the causes, then cancel the assignment or try again.", Href: "/updates/" + a.ID})
 		}
 		if n := a.Counts[wire.UpdateFailed]; n > 0 {
-			out = append(out, ui.Notice{Level: ui.Bad, Count: n, Title: fmt.Sprintf("%d devices could not install %s %s", n, a.Release, a.Version),
+			out = append(out, ui.Notice{Level: ui.Bad, Count: n, Title: fmt.Sprintf("%s could not install %s %s", ui.Plural(n, "device", "devices"), a.Release, a.Version),
 				Detail: "Nothing was changed on them. Look at the causes, then try again.", Href: "/updates/" + a.ID})
 		}
 	}
@@ -377,7 +377,7 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 		return nil, fmt.Errorf("count stuck updates: %w", err)
 	}
 	if stuck > 0 {
-		out = append(out, ui.Notice{Level: ui.Warn, Count: stuck, Title: fmt.Sprintf("%d devices rest in the middle of an update", stuck),
+		out = append(out, ui.Notice{Level: ui.Warn, Count: stuck, Title: ui.Plural(stuck, "device rests", "devices rest") + " in the middle of an update",
 			Detail: fmt.Sprintf("They have not come further for %s. They may be offline or out of reach.", s.cfg.StuckAfter), Href: "/updates/devices?busy=1"})
 	}
 	return out, nil

@@ -126,6 +126,9 @@ func (a Assignment) Total() (n int64) {
 	return n
 }
 
+// In is how many devices are in a state; for templates, whose words are strings.
+func (a Assignment) In(state string) int64 { return a.Counts[State(state)] }
+
 // Percent is the share of committed devices among those that are still asked for it, rounded down so
 // that 100 means all.
 func (a Assignment) Percent() int {
