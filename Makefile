@@ -34,8 +34,9 @@ test-components:
 check: ## format, vet, linters, generated files, architecture
 	scripts/check
 
-generate: build ## write api/openapi.yaml anew from the code
+generate: build ## write the files in api/ anew from the code
 	bin/steward openapi > api/openapi.yaml
+	bin/steward openapi --device-contract > api/device-contract.schema.json
 
 bench: build ## run the benchmarks of docs/benchmarks.md
 	scripts/bench

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -74,12 +75,17 @@ DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.`,
 }
 
 func (a *app) openapiCommand() *cobra.Command {
-	return &cobra.Command{
+	var contract bool
+	cmd := &cobra.Command{
 		Use:   "openapi",
-		Short: "Print the API's OpenAPI 3.1 document",
+		Short: "Print the API's OpenAPI 3.1 document, or the device contract's JSON Schemas",
 		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			doc, err := server.OpenAPI(cmd.Context())
+			produce := server.OpenAPI
+			if contract {
+				produce = func(context.Context) ([]byte, error) { return server.ContractSchemas() }
+			}
+			doc, err := produce(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -87,4 +93,6 @@ func (a *app) openapiCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&contract, "device-contract", false, "the JSON Schemas of what server and devices say to each other")
+	return cmd
 }
