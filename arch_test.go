@@ -25,7 +25,7 @@ var (
 		"internal/update", "internal/monitoring", "internal/disposal", "internal/link",
 	}
 	// outside sees everything: the composition root, the command line and the test house.
-	outside = []string{"internal/server", "internal/cli", "internal/demo", "internal/stewardtest", "cmd/"}
+	outside = []string{"internal/server", "internal/cli", "internal/demo", "internal/bench", "internal/stewardtest", "cmd/"}
 )
 
 type goPackage struct {
