@@ -2,7 +2,9 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -36,3 +38,12 @@ func writeBootstrap(dir string, b client.Bootstrap) error {
 }
 
 const bootstrapFile = "bootstrap.json"
+
+// removeBootstrap removes the file of an earlier start.
+func removeBootstrap(dir string) error {
+	err := os.Remove(filepath.Join(dir, bootstrapFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -143,6 +143,10 @@ func (s *Server) prepare(ctx context.Context) error {
 	if old, err := client.ReadBootstrap(s.cfg.DataDir); err == nil && !created && old.Admin.Name == name {
 		s.admin.Password = old.Admin.Password // as it was made; the account may have another by now
 	}
+	// Whoever waits for the file must not read the addresses and the token of the start before.
+	if err := removeBootstrap(s.cfg.DataDir); err != nil {
+		return err
+	}
 	if s.token, err = s.rooms.access.BootstrapToken(ctx, name, "bootstrap"); err != nil {
 		return err
 	}
