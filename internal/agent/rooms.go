@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto"
 	"fmt"
 	"path/filepath"
 
@@ -45,9 +46,9 @@ func (a *Agent) furnish(ctx context.Context) error {
 	}
 	a.rooms = []Room{a.provisioning, a.monitoring, updates}
 	a.disposal, err = disposal.New(disposal.Config{
-		Dir: a.cfg.StateDir, Journal: a.journal, Device: identity.Device, Serial: a.cfg.Serial, Signer: identity.Key,
+		Dir: a.cfg.StateDir, Journal: a.journal, Device: identity.Device, Serial: a.cfg.Serial, Signer: a.operationalKey,
 		Sender: a.client, Quiesce: a.stopRooms, Sources: a.sources(), Destroy: a.destroyIdentity,
-		Keep:     []string{lockFile, journalDir, "identity.pem", "trust.json", StatusFile},
+		Keep:     []string{lockFile, journalDir, "identity.pem", "next.pem", "trust.json", StatusFile},
 		KeepKeys: []string{keyServer, keySerial, keyInstance},
 		Retry:    a.cfg.Retry, Now: a.clock.Now, Log: a.cfg.Log.With("room", "disposal"), Changed: a.change,
 	})
@@ -56,6 +57,15 @@ func (a *Agent) furnish(ctx context.Context) error {
 	}
 	a.rooms = append(a.rooms, a.disposal)
 	return nil
+}
+
+// operationalKey returns the key that the server knows. A certificate that a renewal had fetched when
+// it was stopped may have been used already: then the server takes no other.
+func (a *Agent) operationalKey(ctx context.Context) (crypto.Signer, error) {
+	if _, err := a.provisioning.Recover(ctx); err != nil {
+		return nil, fmt.Errorf("finish a renewal: %w", err)
+	}
+	return a.provisioning.Identity().Key, nil
 }
 
 // destroyIdentity is the end of a disposal: from here on nothing is written to the state directory.

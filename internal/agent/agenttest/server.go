@@ -78,6 +78,8 @@ type Server struct {
 	Cut func(r *http.Request) bool
 	// Envelope replaces the envelope that would be sent.
 	Envelope func(d wire.Desired) []byte
+	// LastKey is the public key of the certificate that was issued last.
+	LastKey crypto.PublicKey
 	// ManyKeys lets many agents use the one token and have certificates of their own.
 	ManyKeys bool
 	// Artifacts by hash.
@@ -412,6 +414,7 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) {
 		s.t.Error(err)
 	}
 	s.issued[number.String()] = "issued"
+	s.LastKey = csr.PublicKey
 	w.Header().Set("Content-Type", "application/pkcs7-mime; smime-type=certs-only")
 	_, _ = w.Write([]byte(base64.StdEncoding.EncodeToString(CertsOnly(cert))))
 }

@@ -56,8 +56,11 @@ type Config struct {
 	Dir            string // the state directory
 	Journal        *journal.Journal
 	Device, Serial string
-	Signer         crypto.Signer // the operational key
-	Sender         Sender
+	// Signer returns the operational key that the server knows now: renewals change it, so it is
+	// asked for only when the statement is signed. It first finishes a renewal that was cut off, and
+	// fails while that needs the server and the server can't be reached.
+	Signer func(ctx context.Context) (crypto.Signer, error)
+	Sender Sender
 	// Quiesce stops all other rooms and waits for their end. It is called before anything is
 	// destroyed, at each start again.
 	Quiesce func(ctx context.Context) error
@@ -302,11 +305,15 @@ func (r *Room) wipeAllBut(ctx context.Context, keep []string) (sizeBytes int64, 
 }
 
 // seal makes the statement once: the same bytes are sent however often.
-func (r *Room) seal(context.Context) error {
+func (r *Room) seal(ctx context.Context) error {
 	if found, err := r.cfg.Journal.Get(keyStatement, new([]byte)); err != nil || found {
 		return err
 	}
-	keyID, err := wire.KeyIDOf(r.cfg.Signer.Public())
+	signer, err := r.cfg.Signer(ctx)
+	if err != nil {
+		return err
+	}
+	keyID, err := wire.KeyIDOf(signer.Public())
 	if err != nil {
 		return err
 	}
@@ -321,7 +328,7 @@ func (r *Room) seal(context.Context) error {
 		}
 		s.Items = append(s.Items, items...)
 	}
-	envelope, err := wire.Seal(wire.SanitizationType, s, r.cfg.Signer)
+	envelope, err := wire.Seal(wire.SanitizationType, s, signer)
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,8 @@ func newScene(t *testing.T) *scene {
 		t.Fatal(err)
 	}
 	s.cfg = disposal.Config{
-		Dir: s.dir, Journal: j, Device: "dev-1", Serial: "SN-1", Signer: key, Sender: s,
+		Dir: s.dir, Journal: j, Device: "dev-1", Serial: "SN-1", Sender: s,
+		Signer:  func(context.Context) (crypto.Signer, error) { return key, nil },
 		Quiesce: func(context.Context) error { return nil },
 		Sources: []disposal.Source{{Name: "update", Sanitize: s.sanitize}},
 		Destroy: func(context.Context) error { s.destroyed = true; return nil },
