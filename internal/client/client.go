@@ -49,6 +49,9 @@ func New(s Settings) (*Client, error) {
 	}, nil
 }
 
+// Close ends idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
 // Problem is a refusal by the server (RFC 9457).
 type Problem struct {
 	Status int    `json:"status"`
