@@ -195,6 +195,11 @@ func (a *archivePlan) checkKind(name string, h *tar.Header) error {
 	case tar.TypeDir:
 		return nil
 	case tar.TypeReg:
+		for record := range h.PAXRecords {
+			if strings.HasPrefix(record, "GNU.sparse.") {
+				return fmt.Errorf("entry %.100q is a sparse file", h.Name)
+			}
+		}
 		if h.Size < 0 || a.bytes+h.Size > maxUnpacked {
 			return fmt.Errorf("more than %d bytes", int64(maxUnpacked))
 		}
@@ -249,23 +254,8 @@ func checkLink(name, to string) error {
 }
 
 // extract writes the archive's entries below dir and waits until they are on disk.
-func (r *Room) extract(ctx context.Context, archive, dir string) (err error) {
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir) // a second wall: nothing opened through it lies outside
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, root.Close()) }()
-	plan := &archivePlan{kinds: map[string]byte{}} // the file could have changed since
-	err = eachEntry(ctx, archive, func(h *tar.Header, content io.Reader) error {
-		if err := plan.add(h); err != nil {
-			return err
-		}
-		return writeEntry(root, h, content)
-	})
-	if err != nil {
+func (r *Room) extract(ctx context.Context, archive, dir string) error {
+	if err := writeEntries(ctx, archive, dir); err != nil {
 		return err
 	}
 	if err := r.cfg.Journal.Point("sync unpacked files"); err != nil {
@@ -276,10 +266,25 @@ func (r *Room) extract(ctx context.Context, archive, dir string) (err error) {
 		return err
 	}
 	defer f.Close() //nolint:errcheck // read only
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return &fs.PathError{Op: "syncfs", Path: dir, Err: err}
+	return unix.Syncfs(int(f.Fd()))
+}
+
+func writeEntries(ctx context.Context, archive, dir string) (err error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
 	}
-	return nil
+	root, err := os.OpenRoot(dir) // a second wall: nothing opened through it lies outside
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	plan := &archivePlan{kinds: map[string]byte{}} // the file could have changed since
+	return eachEntry(ctx, archive, func(h *tar.Header, content io.Reader) error {
+		if err := plan.add(h); err != nil {
+			return err
+		}
+		return writeEntry(root, h, content)
+	})
 }
 
 func writeEntry(root *os.Root, h *tar.Header, content io.Reader) error {
