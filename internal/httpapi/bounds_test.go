@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -126,6 +127,30 @@ func TestMetricsCountByOperationForViewersOnly(t *testing.T) {
 		if !strings.Contains(a.body, want) {
 			t.Errorf("lacks %s", want)
 		}
+	}
+}
+
+// The server puts Observe around console and API together, and the API has it built in.
+func TestRequestThroughTwoDoorsIsOneRequest(t *testing.T) {
+	s := newSample(t, nil)
+	outer := httptest.NewServer(s.api.Observe(s.Config.Handler))
+	defer outer.Close()
+	inner := s.URL
+	s.URL = outer.URL
+	a := s.send(t, "POST", "/api/v1/fail/panic", "operator", "")
+	s.URL = inner
+	if a.StatusCode != 500 || !strings.Contains(a.body, a.Header.Get("X-Request-Id")) {
+		t.Errorf("%d %s, not under the ID %s", a.StatusCode, a.body, a.Header.Get("X-Request-Id"))
+	}
+	log := s.log.String()
+	if n := strings.Count(log, `"msg":"request"`); n != 1 {
+		t.Errorf("%d lines of one request:\n%s", n, log)
+	}
+	if !strings.Contains(log, `"operation":"fail-thing"`) {
+		t.Errorf("the line does not name the operation:\n%s", log)
+	}
+	if metrics := s.send(t, "GET", "/metrics", "viewer", "").body; strings.Contains(metrics, `operation="other"} 1`) {
+		t.Error("it was counted twice")
 	}
 }
 

@@ -73,8 +73,8 @@ func New(cfg Config) *API {
 		cross: http.NewCrossOriginProtection(), limit: NewLimiter(cfg.Rate, cfg.Now), meter: newMeter(cfg),
 	}
 	a.huma = huma.NewAPI(a.humaConfig(), adapter{a})
-	a.mux.HandleFunc("GET /api/openapi.json", a.serveOpenAPIJSON)
-	a.mux.HandleFunc("GET /api/openapi.yaml", a.serveOpenAPIYAML)
+	a.mux.HandleFunc("GET /api/openapi.json", a.serveOpenAPI("application/openapi+json", a.openAPIJSON))
+	a.mux.HandleFunc("GET /api/openapi.yaml", a.serveOpenAPI("application/openapi+yaml", a.OpenAPI))
 	a.outer = a.Observe(http.HandlerFunc(a.route))
 	return a
 }

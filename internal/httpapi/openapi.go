@@ -164,15 +164,19 @@ func (a *API) tidySchemas() {
 	})
 }
 
-func (a *API) serveOpenAPIJSON(w http.ResponseWriter, r *http.Request) {
-	a.tidySchemas()
-	body, err := json.Marshal(a.huma.OpenAPI())
-	a.serveDocument(w, r, "application/openapi+json", body, err)
+// serveOpenAPI answers a document that is made once: anybody may ask for it, and making it takes some
+// milliseconds of a core. Operations are registered before the first request.
+func (a *API) serveOpenAPI(mediaType string, make func() ([]byte, error)) http.HandlerFunc {
+	document := sync.OnceValues(make)
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := document()
+		a.serveDocument(w, r, mediaType, body, err)
+	}
 }
 
-func (a *API) serveOpenAPIYAML(w http.ResponseWriter, r *http.Request) {
-	body, err := a.OpenAPI()
-	a.serveDocument(w, r, "application/openapi+yaml", body, err)
+func (a *API) openAPIJSON() ([]byte, error) {
+	a.tidySchemas()
+	return json.Marshal(a.huma.OpenAPI())
 }
 
 func (a *API) serveDocument(w http.ResponseWriter, r *http.Request, mediaType string, body []byte, err error) {
