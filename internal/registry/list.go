@@ -180,7 +180,10 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 	}
 	q.Add("d.tenant = ?", scope.Tenant)
 	if f.Search != "" {
-		addSearch(q, scope.Tenant, f.Search, after)
+		addSearch(q, f.Search, after)
+		if p.entry == byTerm {
+			q.Add("AND t.tenant = ?", scope.Tenant)
+		}
 	} else {
 		q.Add("AND d.num > ?", after.Num)
 	}
@@ -195,15 +198,16 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 }
 
 // addSearch adds the conditions of a search by prefix. A device that several of its terms bring up is
-// shown at the first of them only.
-func addSearch(q *sqldb.Builder, tenant device.TenantID, search string, after position) {
+// shown at the first of them only. The tenant is the device's: only where the plan begins with the terms is
+// it named again, since SQLite would else walk through all terms for each device.
+func addSearch(q *sqldb.Builder, search string, after position) {
 	low := []byte(foldTerm(search))
 	high := append(slices.Clone(low), 0xff) // behind everything that begins so: no UTF-8 has this byte
 	from := low
 	if after.Num != 0 && after.Term > string(low) {
 		from = []byte(after.Term)
 	}
-	q.Add("AND t.tenant = ? AND t.num = d.num AND t.term >= ? AND t.term < ?", tenant, from, high)
+	q.Add("AND t.num = d.num AND t.term >= ? AND t.term < ?", from, high)
 	q.Add("AND NOT EXISTS (SELECT 1 FROM registry_term e WHERE e.num = t.num AND e.term >= ? AND e.term < t.term)", low)
 	if after.Num != 0 {
 		q.Add("AND (t.term, t.num) > (?, ?)", []byte(after.Term), after.Num)
