@@ -2,8 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,6 +26,8 @@ type resource struct {
 	filters []string // query parameters that become flags of get
 	create  bool     // apply -f posts it to path, or puts it to path/<key> when key is set
 	key     string   // field that names it in apply, e.g. "id"
+	whole   bool     // the list is sent in one piece, without limit and cursor
+	listed  bool     // there is no path/<id>: describe looks through the list
 	remove  bool     // delete sends DELETE path/<id>
 	hits    string   // what delete destroys, for the question
 }
@@ -74,7 +78,7 @@ func (a *app) getCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			items, err := c.All(cmd.Context(), r.path, query, limit)
+			items, err := r.list(cmd.Context(), c, query, limit)
 			if err != nil {
 				return err
 			}
@@ -85,11 +89,30 @@ func (a *app) getCommand() *cobra.Command {
 	for _, r := range resources {
 		for _, f := range r.filters {
 			if filters[f] == nil {
-				filters[f] = cmd.Flags().String(strings.ReplaceAll(f, "_", "-"), "", "only those with this "+strings.ReplaceAll(f, "_", " "))
+				filters[f] = cmd.Flags().String(strings.ReplaceAll(f, "_", "-"), "", filterUsage(f))
 			}
 		}
 	}
 	return cmd
+}
+
+// filterUsage says what a flag of get takes, where its name doesn't.
+func filterUsage(filter string) string {
+	switch filter {
+	case "q":
+		return "text in ID, name or serial number"
+	case "selector":
+		return "label selector, e.g. site=lab,ring in (a,b)"
+	case "presence":
+		return "online, late, offline or never"
+	case "since", "until":
+		return "time, e.g. 2026-11-23T08:00:00Z"
+	case "overdue", "undecided", "reused":
+		return "true: only those"
+	case "kind":
+		return "kind of event (device.moved) or its room (device); kind of discrepancy"
+	}
+	return "only those with this " + filter
 }
 
 func (r resource) query(filters map[string]*string) (url.Values, error) {
@@ -104,6 +127,40 @@ func (r resource) query(filters map[string]*string) (url.Values, error) {
 		query.Set(name, *value)
 	}
 	return query, nil
+}
+
+// list reads at most limit items (0: all).
+func (r resource) list(ctx context.Context, c *client.Client, query url.Values, limit int) ([]client.Object, error) {
+	if !r.whole {
+		return c.All(ctx, r.path, query, limit)
+	}
+	var out struct {
+		Items []client.Object `json:"items"`
+	}
+	err := c.Do(ctx, client.Call{Path: r.path, Query: query}, &out)
+	if limit > 0 && len(out.Items) > limit {
+		out.Items = out.Items[:limit]
+	}
+	return out.Items, err
+}
+
+// one reads one item by its ID.
+func (r resource) one(ctx context.Context, c *client.Client, id string) (client.Object, error) {
+	var item client.Object
+	if !r.listed {
+		err := c.Do(ctx, client.Call{Path: r.path + "/" + escapePath(id)}, &item)
+		return item, err
+	}
+	items, err := r.list(ctx, c, nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		if item["id"] == id {
+			return item, nil
+		}
+	}
+	return nil, &client.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no %s %q", r.names[0], id)}
 }
 
 func (a *app) describeCommand() *cobra.Command {
@@ -121,8 +178,8 @@ func (a *app) describeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var item client.Object
-			if err := c.Do(cmd.Context(), client.Call{Path: r.path + "/" + escapePath(argv[1])}, &item); err != nil {
+			item, err := r.one(cmd.Context(), c, argv[1])
+			if err != nil {
 				return err
 			}
 			return p.value(item)
@@ -197,9 +254,9 @@ func (a *app) applyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, d := range docs {
+			for i, d := range docs {
 				if err := a.applyOne(cmd, c, p, d); err != nil {
-					return fmt.Errorf("%s: %w", d.Kind, err)
+					return fmt.Errorf("document %d of %s (%s): %w", i+1, file, d.Kind, err)
 				}
 			}
 			return nil
@@ -224,6 +281,9 @@ func (a *app) applyOne(cmd *cobra.Command, c *client.Client, p printer, d manife
 			return usagef("spec.%s is missing", r.key)
 		}
 		call.Method, call.Path = http.MethodPut, r.path+"/"+escapePath(id)
+		spec := maps.Clone(d.Spec) // the path names it; the body must not
+		delete(spec, r.key)
+		call.Body = spec
 	}
 	var made client.Object
 	if err := c.Do(cmd.Context(), call, &made); err != nil {
