@@ -7,6 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"steward/internal/device"
+	"steward/internal/fault"
 )
 
 // Role is what somebody may do; each includes those before it.
@@ -57,6 +58,15 @@ type Principal struct {
 
 	Token        string // ID of the API token that was sent; empty with a session
 	Installation bool   // an admin of the default tenant: may make tenants and act in any
+}
+
+// WholeTenant refuses somebody whose account or token is narrowed to some devices: what is asked for (in
+// words: "the release repository") has no labels and concerns every device of the tenant.
+func (p Principal) WholeTenant(what string) error {
+	if p.Scope.Selector.Empty() {
+		return nil
+	}
+	return fault.New(fault.Forbidden, "%s concerns the whole tenant, and you are limited to devices with %s", what, p.Scope.Selector)
 }
 
 // Schema lists the names for the OpenAPI document and lets a wrong one be refused with its location.

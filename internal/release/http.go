@@ -24,6 +24,10 @@ func (s *Service) Routes(a *httpapi.API) {
 
 type body[T any] struct{ Body T }
 
+// wholeTenant is asked before anything that changes what the tenant's devices may trust or install:
+// keys and releases carry no labels, so who sees a part of the fleet has no part of them.
+func wholeTenant(who httpapi.Principal) error { return who.WholeTenant("the release repository") }
+
 func (s *Service) repositoryRoutes(a *httpapi.API) {
 	httpapi.Register(a, httpapi.Op{
 		ID: "get-release-repository", Method: http.MethodGet, Path: "/release-repository", Tag: tag, Role: httpapi.Viewer,
@@ -56,6 +60,9 @@ func (s *Service) repositoryRoutes(a *httpapi.API) {
 		Summary: "Set the first root, or its signed successor",
 		Detail:  "The first root may be any that its own keys have signed and that names this server's online keys. Devices pin it when they enroll. A later one must follow the current one by TUF's rules.",
 	}, func(ctx context.Context, who httpapi.Principal, in *rootIn) (*body[Repository], error) {
+		if err := wholeTenant(who); err != nil {
+			return nil, err
+		}
 		repo, err := s.SetRoot(ctx, who.Actor, who.Scope.Tenant, in.Body.Root)
 		return &body[Repository]{repo}, err
 	})
@@ -63,6 +70,9 @@ func (s *Service) repositoryRoutes(a *httpapi.API) {
 		ID: "init-managed-release-keys", Method: http.MethodPost, Path: "/release-repository/managed", Tag: tag, Role: httpapi.Admin,
 		Summary: "Let the server make and hold the root and targets keys", Detail: ManagedWarning,
 	}, func(ctx context.Context, who httpapi.Principal, _ *struct{}) (*body[Repository], error) {
+		if err := wholeTenant(who); err != nil {
+			return nil, err
+		}
 		repo, err := s.InitManaged(ctx, who.Actor, who.Scope.Tenant)
 		return &body[Repository]{repo}, err
 	})
@@ -77,6 +87,9 @@ func (s *Service) repositoryRoutes(a *httpapi.API) {
 		Summary: "Publish releases by signed targets metadata", MaxBody: 16 << 20,
 		Detail: "Its version is the current one plus one. New artifacts must have been uploaded; a release that the new targets no longer list is removed unless it is in use.",
 	}, func(ctx context.Context, who httpapi.Principal, in *targetsIn) (*body[Repository], error) {
+		if err := wholeTenant(who); err != nil {
+			return nil, err
+		}
 		repo, err := s.Publish(ctx, who.Actor, who.Scope.Tenant, in.Body.Targets, in.Body.Manifests)
 		return &body[Repository]{repo}, err
 	})
@@ -227,6 +240,9 @@ func (s *Service) releaseRoutes(a *httpapi.API) {
 		ID: "push-managed-release", Method: http.MethodPost, Path: "/releases", Tag: tag, Role: httpapi.ReleaseManager,
 		Summary: "Sign and publish a release with the keys on the server (managed mode only)", Status: http.StatusCreated, MaxBody: 2 << 20,
 	}, func(ctx context.Context, who httpapi.Principal, in *pushIn) (*body[Release], error) {
+		if err := wholeTenant(who); err != nil {
+			return nil, err
+		}
 		var artifacts []signing.Artifact
 		for _, a := range in.Body.Artifacts {
 			artifacts = append(artifacts, signing.Artifact(a))
@@ -238,6 +254,9 @@ func (s *Service) releaseRoutes(a *httpapi.API) {
 		ID: "delete-release", Method: http.MethodDelete, Path: "/releases/{name}/{version}", Tag: tag, Role: httpapi.ReleaseManager,
 		Summary: "Remove a release that nothing uses (managed mode only)", Status: http.StatusNoContent,
 	}, func(ctx context.Context, who httpapi.Principal, in *releaseIn) (*struct{}, error) {
+		if err := wholeTenant(who); err != nil {
+			return nil, err
+		}
 		return nil, s.RemoveManaged(ctx, who.Actor, who.Scope.Tenant, Ref(*in))
 	})
 }

@@ -118,6 +118,9 @@ func statesBar(ref Ref, states map[string]int64) template.HTML {
 }
 
 func (p page) remove(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
+	if err := wholeTenant(who); err != nil {
+		return err
+	}
 	err := p.s.RemoveManaged(r.Context(), who.Actor, who.Scope.Tenant, Ref{r.PathValue("name"), r.PathValue("version")})
 	if errs := ui.FormErrorsFrom(err); errs != nil {
 		return p.showRelease(w, r, who, errs)
@@ -174,6 +177,9 @@ func roleOf(name, text string, s RoleStatus, now time.Time, soon time.Duration) 
 }
 
 func (p page) initManaged(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
+	if err := wholeTenant(who); err != nil {
+		return err
+	}
 	_, err := p.s.InitManaged(r.Context(), who.Actor, who.Scope.Tenant)
 	if errs := ui.FormErrorsFrom(err); errs != nil {
 		return p.showKeys(w, r, who, errs)
@@ -214,6 +220,9 @@ func (p page) showForm(w http.ResponseWriter, r *http.Request, who httpapi.Princ
 }
 
 func (p page) create(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
+	if err := wholeTenant(who); err != nil {
+		return err
+	}
 	form, artifact, err := p.readForm(r, who)
 	if err == nil {
 		var m wire.ReleaseManifest

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,12 +21,14 @@ import (
 	"steward/internal/blob"
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/httpapi"
 	"steward/internal/ledger"
 	"steward/internal/ledger/ledgertest"
 	"steward/internal/release"
 	"steward/internal/release/signing"
 	"steward/internal/sqldb"
 	"steward/internal/sqldb/sqldbtest"
+	"steward/internal/ui"
 	"steward/internal/wire"
 )
 
@@ -580,4 +585,42 @@ func TestArtifactsThatNoReleaseNeedsAreSwept(t *testing.T) {
 			t.Errorf("the manifest: %v", err)
 		}
 	})
+}
+
+// signedIn is somebody who is signed in with any request.
+type signedIn struct{ who httpapi.Principal }
+
+func (s signedIn) Authenticate(*http.Request) (httpapi.Principal, error) { return s.who, nil }
+
+func TestWhoSeesAPartOfTheFleetChangesNoKeysAndNoReleases(t *testing.T) {
+	r := newRig(t, sqldbtest.SQLite(t, ledger.Migration(), release.Migration()))
+	narrow := httpapi.Principal{Actor: operator, Role: httpapi.Admin, Scope: device.Scope{Tenant: tenant, Selector: device.MustSelector("site=berlin")}}
+	api := httpapi.New(httpapi.Config{Auth: signedIn{narrow}, Log: slog.New(slog.DiscardHandler), Now: r.now})
+	r.Routes(api)
+	console := ui.New(ui.Config{Auth: signedIn{narrow}, Log: slog.New(slog.DiscardHandler)})
+	r.Pages(console)
+	for _, call := range []struct {
+		door               http.Handler
+		method, path, body string
+	}{
+		{api, "POST", "/api/v1/release-repository/managed", ""},
+		{api, "PUT", "/api/v1/release-repository/root", `{"root":"e30="}`},
+		{api, "POST", "/api/v1/release-repository/targets", `{"targets":"e30="}`},
+		{api, "POST", "/api/v1/releases", `{"manifest":{"name":"app","version":"1","components":[]},"artifacts":[]}`},
+		{api, "DELETE", "/api/v1/releases/app/1", ""},
+		{console, "POST", "/releases/keys/managed", ""}, {console, "POST", "/releases", ""}, {console, "POST", "/releases/app/1/remove", ""},
+	} {
+		req := httptest.NewRequest(call.method, call.path, strings.NewReader(call.body))
+		if call.body != "" {
+			req.Header.Set("Content-Type", "application/json")
+		}
+		w := httptest.NewRecorder()
+		call.door.ServeHTTP(w, req)
+		if w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "whole tenant") {
+			t.Errorf("%s %s: %d %.300s", call.method, call.path, w.Code, w.Body)
+		}
+	}
+	if repo, err := r.Repository(t.Context(), tenant); err != nil || repo.Rooted {
+		t.Errorf("%+v, %v", repo, err)
+	}
 }
