@@ -74,6 +74,9 @@ func readGroup(ctx context.Context, q sqldb.Reader, tenant device.TenantID, name
 
 // CreateGroup makes a group; fault.Conflict when the name is taken.
 func (s *Service) CreateGroup(ctx context.Context, who httpapi.Principal, g Group) (Group, error) {
+	if err := who.WholeTenant("a group"); err != nil {
+		return Group{}, err
+	}
 	if err := g.check(); err != nil {
 		return Group{}, err
 	}
@@ -105,6 +108,9 @@ func (s *Service) CreateGroup(ctx context.Context, who httpapi.Principal, g Grou
 
 // UpdateGroup changes a group's selector and note. ifMatch is the ETag that the caller has seen; empty takes any.
 func (s *Service) UpdateGroup(ctx context.Context, who httpapi.Principal, g Group, ifMatch string) (Group, error) {
+	if err := who.WholeTenant("a group"); err != nil {
+		return Group{}, err
+	}
 	if err := g.check(); err != nil {
 		return Group{}, err
 	}
@@ -136,6 +142,9 @@ func (s *Service) UpdateGroup(ctx context.Context, who httpapi.Principal, g Grou
 
 // DeleteGroup deletes a group; its devices stay as they are.
 func (s *Service) DeleteGroup(ctx context.Context, who httpapi.Principal, name string) error {
+	if err := who.WholeTenant("a group"); err != nil {
+		return err
+	}
 	err := s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		g, err := readGroup(ctx, tx, who.Scope.Tenant, name)
 		if err != nil {

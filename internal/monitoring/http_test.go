@@ -157,6 +157,10 @@ func TestMonitoringAPI(t *testing.T) {
 		{"GET", "/monitoring/policy", "", nil, 200, `"report_seconds":60`},
 		{"PUT", "/monitoring/policy", `{"report_seconds":300,"metrics_seconds":120}`, nil, 200, `"revision":1`},
 		{"PUT", "/monitoring/policy", `{"report_seconds":1,"metrics_seconds":120}`, nil, 422, "report_seconds"},
+		// What is the whole tenant's is not changed by who sees a part of it.
+		{"PUT", "/monitoring/policy", `{"report_seconds":600,"metrics_seconds":120}`, []string{"X-Selector", "site=berlin"}, 403, "whole tenant"},
+		{"POST", "/groups", `{"name":"b","selector":""}`, []string{"X-Selector", "site=berlin"}, 403, "whole tenant"},
+		{"DELETE", "/groups/berlin", "", []string{"X-Selector", "site=berlin"}, 403, "whole tenant"},
 	}
 	for _, s := range steps {
 		status, answer, _ := call(t, s.method, base+s.path, s.body, s.header...)

@@ -73,6 +73,9 @@ func (s *Service) Interval(ctx context.Context, d device.Device) time.Duration {
 // SetPolicy changes how often the tenant's devices report and measure, and tells all that are in service.
 // ifMatch is the ETag that the caller has seen; empty takes any.
 func (s *Service) SetPolicy(ctx context.Context, who httpapi.Principal, p Policy, ifMatch string) (Policy, error) {
+	if err := who.WholeTenant("the monitoring policy"); err != nil {
+		return Policy{}, err
+	}
 	if err := p.check(); err != nil {
 		return Policy{}, err
 	}
