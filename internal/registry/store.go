@@ -97,11 +97,14 @@ func lockDevice(ctx context.Context, tx *sqldb.Tx, num int64) (device.Device, er
 	return d, named(err, "no device number %d", num)
 }
 
-// bySerial returns at most three devices, enough to say that there is more than one.
+// bySerialQuery asks for at most three devices, enough to say that there is more than one. Its last condition
+// lets both engines use the partial index; in the order of that index, the model's, SQLite needs no
+// other and does not walk the tenant's devices in the order of their numbers.
+const bySerialQuery = "SELECT " + deviceColumns + ` FROM registry_device d
+	WHERE d.tenant = $1 AND d.serial = $2 AND d.serial <> '' ORDER BY d.model LIMIT 3`
+
 func bySerial(ctx context.Context, q sqldb.Reader, tenant device.TenantID, serial string) ([]device.Device, error) {
-	// serial <> '' lets both engines use the partial index.
-	return manyDevices(ctx, q, "SELECT "+deviceColumns+` FROM registry_device d
-		WHERE d.tenant = $1 AND d.serial = $2 AND d.serial <> '' ORDER BY d.num LIMIT 3`, tenant, serial)
+	return manyDevices(ctx, q, bySerialQuery, tenant, serial)
 }
 
 func bySerialAndModel(ctx context.Context, q sqldb.Reader, tenant device.TenantID, model, serial string) (device.Device, error) {
