@@ -257,10 +257,7 @@ func (dk *Desk) applyBatch(ctx context.Context, who httpapi.Principal, b Bulk, b
 			one := Outcome{ID: d.ID, Name: d.DisplayName(), OK: true}
 			err := savepoint(ctx, tx, func() error {
 				if b.Action == MoveAction {
-					if err := byHand(b.To); err != nil {
-						return err
-					}
-					_, err := dk.Move(ctx, tx, who.Actor, device.Move{Num: d.Num, To: b.To, Reason: b.Reason})
+					_, err := dk.MoveOne(ctx, tx, who, d.ID, device.Move{To: b.To, Reason: b.Reason}, "")
 					return err
 				}
 				_, err := dk.Describe(ctx, tx, who.Actor, d.Num, b.change(who.Scope))

@@ -131,7 +131,7 @@ func (dk *Desk) readRoutes(a *httpapi.API) {
 	}, func(ctx context.Context, who httpapi.Principal, _ *struct{}) (*keysOut, error) {
 		out := &keysOut{}
 		var err error
-		out.Body.Keys, err = dk.LabelKeys(ctx, dk.db, who.Scope.Tenant)
+		out.Body.Keys, err = dk.LabelKeysWithin(ctx, dk.db, who.Scope)
 		return out, err
 	})
 	type valuesIn struct {
@@ -139,9 +139,9 @@ func (dk *Desk) readRoutes(a *httpapi.API) {
 		Key string `query:"key" required:"true" maxLength:"317" doc:"A key of a label"`
 	}
 	httpapi.Register(a, httpapi.Op{ID: "list-label-values", Method: http.MethodGet, Path: "/labels/values", Tag: "devices", Role: httpapi.Viewer,
-		Summary: "Values of one label with how many devices have each", Detail: "Counts are those of the whole tenant.",
+		Summary: "Values of one label with how many devices have each", Detail: "Of the devices that you may see.",
 	}, func(ctx context.Context, who httpapi.Principal, in *valuesIn) (*struct{ Body httpapi.List[LabelValue] }, error) {
-		list, err := dk.labelValues(ctx, who.Scope.Tenant, in.Key, in.PageIn)
+		list, err := dk.labelValues(ctx, who.Scope, in.Key, in.PageIn)
 		return &struct{ Body httpapi.List[LabelValue] }{list}, err
 	})
 }
@@ -151,14 +151,14 @@ type valuePosition struct {
 	Value *string `json:"v"`
 }
 
-func (dk *Desk) labelValues(ctx context.Context, tenant device.TenantID, key string, page httpapi.PageIn) (httpapi.List[LabelValue], error) {
+func (dk *Desk) labelValues(ctx context.Context, scope device.Scope, key string, page httpapi.PageIn) (httpapi.List[LabelValue], error) {
 	var after valuePosition
 	var list httpapi.List[LabelValue]
 	if err := httpapi.DecodeCursor(page.Cursor, &after); err != nil {
 		return list, err
 	}
 	var err error
-	if list.Items, err = dk.LabelValues(ctx, dk.db, tenant, key, after.Value, page.Limit+1); err != nil {
+	if list.Items, err = dk.LabelValuesWithin(ctx, dk.db, scope, LabelPage{key, after.Value, page.Limit + 1}); err != nil {
 		return list, err
 	}
 	if len(list.Items) > page.Limit {

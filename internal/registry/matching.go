@@ -123,14 +123,29 @@ type LabelValue struct {
 const maxLabelKeys = 1000
 
 // LabelKeys lists the keys of labels that devices of the tenant have, in their order. It steps from key
-// to key in the index, so that it costs as much as there are keys.
+// to key in the index of kept counts, so that it costs as much as there are keys.
 func (s *Service) LabelKeys(ctx context.Context, q sqldb.Reader, tenant device.TenantID) ([]string, error) {
-	rows, err := q.QueryContext(ctx, `WITH RECURSIVE step (key) AS (
-			SELECT MIN(key) FROM registry_label_count WHERE tenant = $1
+	return labelKeys(ctx, q, sqldb.NewQuery(`WITH RECURSIVE step (key) AS (
+			SELECT MIN(key) FROM registry_label_count WHERE tenant = ?
 			UNION ALL
-			SELECT (SELECT MIN(c.key) FROM registry_label_count c WHERE c.tenant = $2 AND c.key > step.key)
+			SELECT (SELECT MIN(c.key) FROM registry_label_count c WHERE c.tenant = ? AND c.key > step.key)
 			FROM step WHERE step.key IS NOT NULL)
-		SELECT key FROM step WHERE key IS NOT NULL LIMIT $3`, tenant, tenant, maxLabelKeys)
+		SELECT key FROM step WHERE key IS NOT NULL LIMIT ?`, tenant, tenant, maxLabelKeys))
+}
+
+// LabelKeysWithin is LabelKeys for a scope. When that is a part of the tenant it looks at the part's
+// devices: kept counts would tell of the others.
+func (s *Service) LabelKeysWithin(ctx context.Context, q sqldb.Reader, scope device.Scope) ([]string, error) {
+	if scope.Selector.Empty() {
+		return s.LabelKeys(ctx, q, scope.Tenant)
+	}
+	matching, args := s.Matching(scope, device.Selector{}, nil)
+	return labelKeys(ctx, q, sqldb.NewQuery("SELECT DISTINCT l.key FROM registry_label l WHERE l.num IN ("+matching+")", args...).
+		Add("ORDER BY l.key LIMIT ?", maxLabelKeys))
+}
+
+func labelKeys(ctx context.Context, q sqldb.Reader, query *sqldb.Builder) ([]string, error) {
+	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("list label keys: %w", err)
 	}
@@ -146,13 +161,31 @@ func (s *Service) LabelKeys(ctx context.Context, q sqldb.Reader, tenant device.T
 	return keys, rows.Err()
 }
 
-// LabelValues lists values of a key behind the given one, with how many devices have each.
+// LabelValues lists values of a key behind the given one, with how many devices of the tenant have each.
 func (s *Service) LabelValues(ctx context.Context, q sqldb.Reader, tenant device.TenantID, key string, after *string, limit int) ([]LabelValue, error) {
-	query := sqldb.NewQuery("SELECT value, SUM(devices) FROM registry_label_count WHERE tenant = ? AND key = ?", tenant, key)
-	if after != nil {
-		query.Add("AND value > ?", *after)
+	return s.LabelValuesWithin(ctx, q, device.Scope{Tenant: tenant}, LabelPage{Key: key, After: after, Limit: limit})
+}
+
+// LabelPage asks for the values of a key behind After.
+type LabelPage struct {
+	Key   string
+	After *string
+	Limit int
+}
+
+// LabelValuesWithin is LabelValues for a scope; see LabelKeysWithin.
+func (s *Service) LabelValuesWithin(ctx context.Context, q sqldb.Reader, scope device.Scope, page LabelPage) ([]LabelValue, error) {
+	key := page.Key
+	query, counted := sqldb.NewQuery("SELECT value, SUM(devices) FROM registry_label_count WHERE tenant = ? AND key = ?", scope.Tenant, key), "SUM(devices)"
+	if !scope.Selector.Empty() {
+		matching, args := s.Matching(scope, device.Selector{}, nil)
+		query, counted = sqldb.NewQuery("SELECT value, COUNT(*) FROM registry_label WHERE tenant = ? AND key = ?", scope.Tenant, key).
+			Add("AND num IN ("+matching+")", args...), "COUNT(*)"
 	}
-	query.Add("GROUP BY value HAVING SUM(devices) > 0 ORDER BY value LIMIT ?", limit)
+	if page.After != nil {
+		query.Add("AND value > ?", *page.After)
+	}
+	query.Add("GROUP BY value HAVING "+counted+" > 0 ORDER BY value LIMIT ?", page.Limit)
 	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("list values of label %s: %w", key, err)

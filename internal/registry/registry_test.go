@@ -447,5 +447,17 @@ func TestLabelsInUseAreListedWithTheirCounts(t *testing.T) {
 		if values, err = h.s.LabelValues(h.Context(), h.db, "default", "site", &after, 10); err != nil || fmt.Sprint(values) != "[{paris 1}]" {
 			t.Errorf("values behind berlin %v, %v", values, err)
 		}
+		// Who sees a part of the fleet learns nothing of the rest.
+		h.create(device.New{Serial: "c", Labels: map[string]string{"site": "paris", "customer": "secret"}})
+		part := device.Scope{Tenant: "default", Selector: device.MustSelector("site=berlin")}
+		if keys, err = h.s.LabelKeysWithin(h.Context(), h.db, part); err != nil || strings.Join(keys, " ") != "site tier" {
+			t.Errorf("keys of a part %v, %v", keys, err)
+		}
+		if values, err = h.s.LabelValuesWithin(h.Context(), h.db, part, registry.LabelPage{Key: "site", Limit: 10}); err != nil || fmt.Sprint(values) != "[{berlin 2}]" {
+			t.Errorf("values of a part %v, %v", values, err)
+		}
+		if values, err = h.s.LabelValuesWithin(h.Context(), h.db, part, registry.LabelPage{Key: "customer", Limit: 10}); err != nil || len(values) != 0 {
+			t.Errorf("values of others %v, %v", values, err)
+		}
 	})
 }
