@@ -102,13 +102,18 @@ func (a *API) as(s client.Settings) *API {
 	return &API{t: a.t, c: c, settings: s}
 }
 
+// In is the same account with another tenant in its header.
+func (a *API) In(tenant string) *API {
+	s := a.settings
+	s.Tenant = tenant
+	return a.as(s)
+}
+
 // Tenant makes a tenant and returns the API in it.
 func (a *API) Tenant(id string) *API {
 	a.t.Helper()
 	a.Send(http.MethodPost, "/tenants", Object{"id": id})
-	s := a.settings
-	s.Tenant = id
-	return a.as(s)
+	return a.In(id)
 }
 
 // Account makes an account for a program and returns the API as that.
@@ -215,6 +220,15 @@ func (a *API) Events(device, kind string) []Object {
 		query.Set("kind", kind)
 	}
 	return a.List("/events?" + query.Encode())
+}
+
+// Settle waits until everything that was written before is in the ledger's order: it makes an event of
+// its own and waits for that.
+func (a *API) Settle() {
+	a.t.Helper()
+	name := fmt.Sprintf("settle-%d", time.Now().UnixNano())
+	a.Send(http.MethodPut, "/suppliers/"+name, Object{"name": name})
+	a.Until("the ledger has all events", func() bool { return len(a.List("/events?kind=purchase&subject="+name)) > 0 })
 }
 
 // Reported is a section as the device has reported it last; nil when it has not.
