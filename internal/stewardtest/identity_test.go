@@ -18,7 +18,9 @@ import (
 // oftenReporting makes the agent's contacts come quickly.
 func oftenReporting(c *agent.Config) { c.ReportInterval = 200 * time.Millisecond }
 
-func clones(h *House, d *Device) int { return len(h.Events(d.ID, "provisioning.clone_suspected")) }
+func clones(h *House, d *Device) int { return clonesOf(h, d.ID) }
+
+func clonesOf(h *House, id string) int { return len(h.Events(id, "provisioning.clone_suspected")) }
 
 func TestCopiedIdentityIsFlaggedWithinTwoContacts(t *testing.T) {
 	t.Parallel()
