@@ -244,6 +244,27 @@ func TestUploadGoesOnWhereItBrokeOff(t *testing.T) {
 	}
 }
 
+func TestKnowingAHashIsNotHavingItsBytes(t *testing.T) {
+	s, _ := open(t)
+	theirs := []byte("somebody else's")
+	if _, _, err := s.Put(t.Context(), bytes.NewReader(theirs), 100); err != nil {
+		t.Fatal(err)
+	}
+	u := upload(t, s, "u1")
+	if _, err := u.Complete(t.Context(), hashOf(theirs)); !errors.Is(err, fault.NotFound) {
+		t.Errorf("an upload without bytes: %v", err)
+	}
+	if _, err := u.Append(t.Context(), 0, strings.NewReader("mine"), 100); err != nil {
+		t.Fatal(err)
+	}
+	if size, err := u.Complete(t.Context(), hashOf([]byte("mine"))); err != nil || size != 4 {
+		t.Errorf("size %d, error %v", size, err)
+	}
+	if _, err := u.Complete(t.Context(), hashOf(theirs)); !errors.Is(err, fault.NotFound) {
+		t.Errorf("an upload that another request has just finished: %v", err)
+	}
+}
+
 func TestUploadOfWrongBytesIsThrownAway(t *testing.T) {
 	s, dir := open(t)
 	u := upload(t, s, "u1")

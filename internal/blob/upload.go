@@ -108,14 +108,22 @@ func (u *Upload) open(flag int) (*os.File, error) {
 
 // Finish makes the upload a blob when its bytes have the expected hash, and returns its size. Another
 // hash is fault.Unprocessable, and the upload is thrown away: nobody can tell which byte is wrong.
-// Finishing again after a lost answer succeeds.
+// Finishing again after a lost answer succeeds: an upload that is not there is taken for one that was
+// finished when the blob is, whoever has put that there. See Complete for stores that owners share.
 func (u *Upload) Finish(ctx context.Context, hash string) (size int64, err error) {
-	f, err := u.open(os.O_RDWR)
+	size, err = u.Complete(ctx, hash)
 	if errors.Is(err, fault.NotFound) {
 		if size, err := u.store.Size(hash); err == nil {
 			return size, nil // finished before
 		}
 	}
+	return size, err
+}
+
+// Complete is Finish for bytes that this upload has brought: when it has none (any more) it is
+// fault.NotFound, also when the store has a blob with that hash. To know a hash is not to have the bytes.
+func (u *Upload) Complete(ctx context.Context, hash string) (size int64, err error) {
+	f, err := u.open(os.O_RDWR)
 	if err != nil {
 		return 0, err
 	}

@@ -2,6 +2,7 @@ package release
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -67,14 +68,15 @@ func (s *Service) FinishUpload(ctx context.Context, actor device.Actor, tenant d
 	if err != nil {
 		return Artifact{}, err
 	}
-	if size, err := u.Size(); err == nil && size == 0 {
-		// Finish would take any blob of the store for this upload, another tenant's too.
+	// The store is shared by all tenants: only bytes that this upload has brought make an artifact, even
+	// when another request finishes the same upload at this moment.
+	size, err := u.Complete(ctx, string(want))
+	if errors.Is(err, fault.NotFound) {
 		if a, err := s.ArtifactInfo(ctx, tenant, want); err == nil {
 			return a, nil
 		}
 		return Artifact{}, fault.New(fault.NotFound, "upload %s has no bytes", id)
 	}
-	size, err := u.Finish(ctx, string(want))
 	if err != nil {
 		return Artifact{}, err
 	}
