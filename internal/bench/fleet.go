@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"steward/internal/agent"
@@ -27,6 +29,8 @@ type fleet struct {
 	dir    string
 	sim    *sim.Fleet
 	agents []*agent.Agent
+
+	addresses atomic.Uint32 // given to devices
 
 	stop  context.CancelFunc
 	ended sync.WaitGroup
@@ -66,6 +70,14 @@ func (f *fleet) join(ctx context.Context, tickets []ticket) measured {
 	return m
 }
 
+// dial gives each device an address of its own in 127.0.0.0/8, as devices in the field have: the server
+// limits what strangers may ask of it by address.
+func (f *fleet) dial() func(ctx context.Context, network, address string) (net.Conn, error) {
+	n := f.addresses.Add(1)
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(1+n>>16), byte(n>>8), byte(n))}}
+	return d.DialContext
+}
+
 func (f *fleet) failure() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -75,6 +87,7 @@ func (f *fleet) failure() error {
 func (f *fleet) start(ctx context.Context, i int, t ticket) (*agent.Agent, error) {
 	a, err := agent.New(agent.Config{
 		StateDir: filepath.Join(f.dir, t.serial), Server: f.node.boot.Link, Token: t.token, Serial: t.serial, Host: f.sim.Device(i), Version: "bench",
+		Dial: f.dial(),
 	})
 	if err != nil {
 		return nil, err
@@ -97,7 +110,7 @@ func (f *fleet) enrollOnly(ctx context.Context, t ticket) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, j.Close()) }()
-	c, err := link.New(link.Config{Server: f.node.boot.Link, Version: "bench"})
+	c, err := link.New(link.Config{Server: f.node.boot.Link, Version: "bench", Dial: f.dial()})
 	if err != nil {
 		return err
 	}

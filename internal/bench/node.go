@@ -30,6 +30,9 @@ type node struct {
 	db   *database // nil with SQLite
 	boot client.Bootstrap
 	api  *client.Client
+
+	profile  string // directory, or ""
+	profiles int    // written so far
 }
 
 // serverProgram is how to start a server: program and first arguments.
@@ -43,7 +46,7 @@ func serverProgram() ([]string, error) {
 
 // startNode starts a server and returns once it serves.
 func (b *bench) startNode(ctx context.Context, program []string) (_ *node, err error) {
-	n := &node{}
+	n := &node{profile: b.profile}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.stop())
@@ -146,27 +149,34 @@ func (n *node) during(fn func() error) (u usage, err error) {
 	if err != nil {
 		return u, err
 	}
-	n.signal(syscall.SIGUSR1)
-	err = fn()
-	n.signal(syscall.SIGUSR2)
+	stop, err := n.startProfile()
 	if err != nil {
+		return u, err
+	}
+	if err := errors.Join(fn(), stop()); err != nil {
 		return u, err
 	}
 	after, err := n.usage()
 	return usage{after.server - before.server, after.database - before.database}, err
 }
 
-// signal tells the server's process to begin or end a profile; without a profile directory it ignores it.
-func (n *node) signal(s os.Signal) {
-	if !profiled(n.cmd.Env) {
-		return
+// startProfile has the server's process write a profile until stop; without a profile directory nothing.
+// Signals that wait together lose their order, so each is answered before the next: by the file's name.
+func (n *node) startProfile() (stop func() error, err error) {
+	if n.profile == "" {
+		return func() error { return nil }, nil
 	}
-	_ = n.cmd.Process.Signal(s) // a process that has ended is noticed by usage
-}
-
-func profiled(env []string) bool {
-	last := env[len(env)-1]
-	return strings.HasPrefix(last, profileVariable+"=") && last != profileVariable+"="
+	n.profiles++
+	request := func(s os.Signal, kind string) error {
+		if err := n.cmd.Process.Signal(s); err != nil {
+			return err
+		}
+		return until(context.Background(), startTime, func() (bool, error) {
+			_, err := os.Stat(profileName(n.profile, kind, n.profiles))
+			return err == nil, nil
+		})
+	}
+	return func() error { return request(syscall.SIGUSR2, "heap") }, request(syscall.SIGUSR1, "cpu")
 }
 
 // beside returns a program that was built with this one.

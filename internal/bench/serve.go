@@ -37,15 +37,12 @@ func profileOnSignals(dir string, stderr io.Writer) (stop func()) {
 	go func() {
 		defer close(done)
 		var cpu *os.File
-		for n := 1; ; {
-			s, more := <-signals
-			if !more {
-				return
-			}
+		n := 1
+		for s := range signals {
 			var err error
 			switch {
 			case s == syscall.SIGUSR1 && cpu == nil:
-				if cpu, err = os.Create(filepath.Join(dir, fmt.Sprintf("cpu-%02d.pprof", n))); err == nil {
+				if cpu, err = os.Create(profileName(dir, "cpu", n)); err == nil {
 					err = pprof.StartCPUProfile(cpu)
 				}
 			case s == syscall.SIGUSR2 && cpu != nil:
@@ -53,7 +50,7 @@ func profileOnSignals(dir string, stderr io.Writer) (stop func()) {
 				err = cpu.Close()
 				cpu = nil
 				if err == nil {
-					err = writeHeap(filepath.Join(dir, fmt.Sprintf("heap-%02d.pprof", n)))
+					err = writeHeap(profileName(dir, "heap", n))
 				}
 				n++
 			}
@@ -67,6 +64,11 @@ func profileOnSignals(dir string, stderr io.Writer) (stop func()) {
 		close(signals)
 		<-done
 	}
+}
+
+// profileName is the file of the n-th profile.
+func profileName(dir, kind string, n int) string {
+	return filepath.Join(dir, fmt.Sprintf("%s-%02d.pprof", kind, n))
 }
 
 func writeHeap(path string) error {
