@@ -113,7 +113,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	return &Agent{
 		cfg: cfg, boot: randomHex(),
-		quiesce: make(chan struct{}), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -144,10 +144,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.enroll(ctx); err != nil || ctx.Err() != nil {
 		return ignoreEnd(ctx, err)
 	}
-	if err := a.furnish(ctx); err != nil {
-		return err
+	for {
+		if err := a.furnish(ctx); err != nil {
+			return err
+		}
+		if err = a.serve(ctx); !errors.Is(err, errEnrolledAnew) {
+			break
+		}
+		a.cfg.Log.Info("enrolled anew: beginning with the new identity and trust")
 	}
-	err = a.serve(ctx)
 	if errors.Is(err, ErrDecommissioned) {
 		a.status.bury()
 		return err

@@ -25,6 +25,7 @@ type clock struct {
 	base   time.Time // the server's time at the moment since
 	since  time.Time // local
 	synced bool      // base comes from a verified answer of this start
+	hinted bool      // base is an unverified hint: the next one, or a verified answer, replaces it
 	stored time.Time
 }
 
@@ -62,10 +63,14 @@ func (c *clock) Seen(server time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	local := c.local()
-	if server.Before(c.base) {
+	floor := c.base
+	if c.hinted {
+		floor = c.stored // anybody on the way could have given the hint
+	}
+	if server.Before(floor) {
 		return
 	}
-	c.base, c.since, c.synced = server, local, true
+	c.base, c.since, c.synced, c.hinted = server, local, true, false
 	if server.Sub(c.stored) >= persistClock {
 		c.store()
 	}
@@ -78,13 +83,16 @@ func (c *clock) store() {
 	}
 }
 
-// Hint takes an unverified time when the local clock can't be right; it is not stored.
+// Hint takes an unverified time when the local clock can't be right; it is not stored. A later hint
+// replaces it in either direction, so that one wrong answer does not keep the device out until its next
+// start.
 func (c *clock) Hint(server time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if server.After(c.now()) {
-		c.base, c.since = server, c.local()
+	if c.synced || server.Before(c.stored) || !c.hinted && !server.After(c.now()) {
+		return
 	}
+	c.base, c.since, c.hinted = server, c.local(), true
 }
 
 // Offset is how far the device's own clock is ahead of the server's; 0 while there was no contact.

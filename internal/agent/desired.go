@@ -26,9 +26,14 @@ var (
 	errProtocol    = errors.New("the envelope speaks a newer protocol")
 )
 
+// errEnrolledAnew ends the loops after an enrollment of a device that had an identity: trust, release
+// root and even the device's ID may be others, so that the rooms are made anew.
+var errEnrolledAnew = errors.New("the device has enrolled anew")
+
 // acceptedState is the desired state as it is stored: with the bodies, so that a device that starts
 // offline knows what it should be.
 type acceptedState struct {
+	Device   string                           `json:"device,omitempty"` // whose: another device's epochs say nothing
 	Epoch    int64                            `json:"epoch"`
 	Sections map[wire.Section]acceptedSection `json:"sections"`
 }
@@ -44,6 +49,8 @@ type desiredState struct {
 	accepted acceptedState
 	pending  map[wire.Section]bool // to be applied (again)
 	poke     context.CancelFunc    // ends the poll that is under way
+	expires  time.Time             // of the newest envelope; zero before the first of this start
+	refresh  time.Time             // when it is asked for again although nothing has changed
 }
 
 func (a *Agent) epoch() int64 {
@@ -56,6 +63,9 @@ func (a *Agent) epoch() int64 {
 func (a *Agent) restore(ctx context.Context) {
 	if _, err := a.journal.Get(keyDesired, &a.desired.accepted); err != nil {
 		a.problems.set("desired", "stored desired state: "+err.Error())
+	}
+	if of := a.desired.accepted.Device; of != "" && of != a.provisioning.Identity().Device {
+		a.desired.accepted = acceptedState{} // of the device that this machine was before
 	}
 	a.desired.pending = map[wire.Section]bool{}
 	for _, room := range a.rooms {
@@ -72,7 +82,7 @@ func (a *Agent) follow(ctx context.Context) error {
 	first := true // the first answer is whole: the state directory may have been restored from a backup
 	for ctx.Err() == nil {
 		epoch, wait := a.epoch(), a.pollWait()
-		if first {
+		if first || a.stale() {
 			epoch = 0
 		}
 		started := time.Now()
@@ -98,7 +108,11 @@ func (a *Agent) follow(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if a.refused(ctx, err) {
+		again, identityErr := a.refused(ctx, err)
+		if identityErr != nil {
+			return identityErr
+		}
+		if again {
 			continue
 		}
 		wait = retry.Next(err)
@@ -173,7 +187,7 @@ func (a *Agent) tell(source, what string, err error) {
 
 // fetch gets the documents that are not known and stores the state.
 func (a *Agent) fetch(ctx context.Context, desired wire.Desired) error {
-	next := acceptedState{Epoch: desired.Epoch, Sections: map[wire.Section]acceptedSection{}}
+	next := acceptedState{Device: desired.Device, Epoch: desired.Epoch, Sections: map[wire.Section]acceptedSection{}}
 	known := a.sections()
 	var unknown []string
 	for section, hash := range desired.Sections {
@@ -188,7 +202,42 @@ func (a *Agent) fetch(ctx context.Context, desired wire.Desired) error {
 		next.Sections[section] = acceptedSection{hash, body}
 	}
 	a.noteUnknown(unknown)
-	return a.take(next)
+	if err := a.take(next); err != nil {
+		return err
+	}
+	a.confirmed(desired.Expires)
+	return nil
+}
+
+// minRefresh keeps an envelope of a short life from being asked for in a loop.
+const minRefresh = time.Minute
+
+// confirmed notes how long the envelope vouches for what was accepted. At half of that it is asked for
+// again: "not modified" is not signed, and a server that says it for ever could hold a device back.
+func (a *Agent) confirmed(expires time.Time) {
+	now := a.clock.Now()
+	a.desired.mu.Lock()
+	defer a.desired.mu.Unlock()
+	a.desired.expires, a.desired.refresh = expires, now.Add(max(expires.Sub(now)/2, minRefresh))
+}
+
+// stale tells whether it is time to ask for a fresh envelope.
+func (a *Agent) stale() bool {
+	now := a.clock.Now()
+	a.desired.mu.Lock()
+	defer a.desired.mu.Unlock()
+	return !a.desired.refresh.IsZero() && !now.Before(a.desired.refresh)
+}
+
+// unconfirmed is the problem of a desired state that nobody has vouched for since its envelope ended.
+func (a *Agent) unconfirmed() string {
+	now := a.clock.Now()
+	a.desired.mu.Lock()
+	defer a.desired.mu.Unlock()
+	if a.desired.expires.IsZero() || now.Before(a.desired.expires) {
+		return ""
+	}
+	return "the desired state has not been confirmed since " + a.desired.expires.UTC().Format(time.RFC3339)
 }
 
 func (a *Agent) noteUnknown(sections []string) {
@@ -303,29 +352,30 @@ func (a *Agent) applyPending(ctx context.Context) {
 	}
 }
 
-// refused handles answers that concern the identity itself. It tells whether to go on at once.
-func (a *Agent) refused(ctx context.Context, err error) bool {
+// refused handles answers that concern the identity itself. It tells whether to go on at once;
+// errEnrolledAnew says to begin anew.
+func (a *Agent) refused(ctx context.Context, err error) (again bool, _ error) {
 	a.contacted(err)
 	switch link.CodeOf(err) {
 	case wire.CodeSuperseded, wire.CodeExpired, wire.CodeRevoked, wire.CodeUnknownDevice:
 	default:
-		return false
+		return false, nil
 	}
 	// A renewal may have been cut off after the server saw the new certificate.
 	if switched, recoverErr := a.provisioning.Recover(ctx); switched {
 		a.cfg.Log.Info("went on with the certificate that a renewal had left")
-		return true
+		return true, nil
 	} else if recoverErr != nil {
 		a.cfg.Log.Warn("certificate of an interrupted renewal not usable", "error", recoverErr)
 	}
 	if !a.provisioning.NeedsToken(err) {
-		return false
+		return false, nil
 	}
 	if enrollErr := a.provisioning.Enroll(ctx); enrollErr != nil {
 		a.cfg.Log.Warn("not enrolled again", "error", enrollErr)
-		return false
+		return false, nil
 	}
-	return true
+	return false, errEnrolledAnew
 }
 
 // contacted keeps the state of the link for status and log.

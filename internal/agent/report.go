@@ -217,6 +217,7 @@ const clockTolerance = 5 * time.Minute
 func (a *Agent) gatherProblems() {
 	a.problems.set("provisioning", a.provisioning.Problem())
 	a.problems.set("monitoring", a.monitoring.Problem())
+	a.problems.set("unconfirmed", a.unconfirmed())
 	text := ""
 	if offset := a.clock.Offset(); offset.Abs() > clockTolerance {
 		text = fmt.Sprintf("the device's clock is %s the server's", aheadOrBehind(offset))

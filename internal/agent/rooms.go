@@ -5,14 +5,20 @@ import (
 	"crypto"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"steward/internal/agent/disposal"
 	"steward/internal/agent/monitoring"
 	"steward/internal/agent/update"
 )
 
-// furnish makes the rooms, once there is an identity.
+// furnish makes the rooms, once there is an identity; again after the device has enrolled anew, when
+// nothing of the rooms before runs any more.
 func (a *Agent) furnish(ctx context.Context) error {
+	a.quiesce, a.stopped = make(chan struct{}), make(chan struct{})
+	a.desired.mu.Lock()
+	a.desired.accepted, a.desired.expires, a.desired.refresh = acceptedState{}, time.Time{}, time.Time{}
+	a.desired.mu.Unlock()
 	identity := a.provisioning.Identity()
 	root := a.cfg.ReleaseRoot
 	switch {

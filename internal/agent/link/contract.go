@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -27,10 +28,13 @@ func (c *Client) Desired(ctx context.Context, epoch int64, wait time.Duration) (
 	if err != nil {
 		return nil, fmt.Errorf("fetch the desired state: %w", err)
 	}
-	if got.status == http.StatusNotModified {
+	switch {
+	case got.status != http.StatusNotModified:
+		return got.body, nil
+	case epoch > 0:
 		return nil, ErrNotModified
 	}
-	return got.body, nil
+	return nil, errors.New("fetch the desired state: the server withholds it: it was asked for the whole, not whether it has changed")
 }
 
 // Document fetches a desired section's body and verifies its hash.

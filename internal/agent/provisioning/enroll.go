@@ -9,6 +9,8 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"steward/internal/agent/link"
 	"steward/internal/wire"
@@ -79,9 +81,11 @@ func (r *Room) afterRefusal(err error) error {
 	return err
 }
 
-// fetchTrust gets the trust document unless the one at hand has the pin.
+// fetchTrust gets the trust document unless the one at hand has the pin. A device whose clock is before
+// its server's certificates fetches it again for the time that comes with it: a kill between trust and
+// certificate must not leave it without one.
 func (r *Room) fetchTrust(ctx context.Context, pin wire.Hash) error {
-	if have, err := trustHash(r.path(trustFile)); err != nil || have == pin {
+	if have, err := trustHash(r.path(trustFile)); err != nil || have == pin && !r.needsTime() {
 		return err
 	}
 	trust, raw, serverTime, err := r.cfg.Client.Trust(ctx, pin)
@@ -95,18 +99,37 @@ func (r *Room) fetchTrust(ctx context.Context, pin wire.Hash) error {
 	if _, err := EnvelopeKeys(trust); err != nil {
 		return err
 	}
-	for _, root := range roots {
-		// Without a battery the clock starts in 1970: no certificate would be valid. The time is
-		// not authenticated, but all it can do is to let an older certificate of the pinned roots
-		// pass until the first verified answer.
-		if r.cfg.ClockHint != nil && r.cfg.Now().Before(root.NotBefore) && serverTime.After(root.NotBefore) {
-			r.cfg.ClockHint(serverTime)
-		}
-	}
+	r.hint(roots, serverTime)
 	if err := r.cfg.Journal.WriteFile(r.path(trustFile), raw, 0o600); err != nil {
 		return fmt.Errorf("store the trust document: %w", err)
 	}
 	return r.useTrust(trust)
+}
+
+// hint tells the agent's clock the server's time when the machine has none. Without a battery the clock
+// starts in 1970: no certificate would be valid. The time is not authenticated, but all it can do is to
+// let an older certificate of the pinned roots pass, or none, until the first verified answer.
+func (r *Room) hint(roots []*x509.Certificate, serverTime time.Time) {
+	if r.cfg.ClockHint == nil {
+		return
+	}
+	for _, root := range roots {
+		if (r.hinted || r.cfg.Now().Before(root.NotBefore)) && serverTime.After(root.NotBefore) && serverTime.Before(root.NotAfter) {
+			r.hinted = true
+			r.cfg.ClockHint(serverTime)
+		}
+	}
+}
+
+// needsTime tells whether the clock is before the server's certificates, or goes by a hint only: then
+// each attempt asks for another one, since the hint itself may be what makes it fail.
+func (r *Room) needsTime() bool {
+	roots, err := link.RootsOf(r.Trust())
+	if err != nil || r.cfg.ClockHint == nil {
+		return false
+	}
+	early := slices.ContainsFunc(roots, func(root *x509.Certificate) bool { return r.cfg.Now().Before(root.NotBefore) })
+	return early || r.hinted && r.Identity() == nil
 }
 
 // prepare returns the next identity, complete on stable storage in next.pem. It makes the key only

@@ -68,6 +68,8 @@ type Room struct {
 	identity *Identity
 	trust    wire.Trust
 	problem  string
+
+	hinted bool // the clock was given an unverified time; only Enroll's goroutine uses it
 }
 
 // Identity is an operational certificate (LDevID in the words of IEEE 802.1AR) and its key.
