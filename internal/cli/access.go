@@ -13,7 +13,7 @@ import (
 
 func (a *app) accessCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "access", Short: "Accounts, API tokens and tenants"}
-	cmd.AddCommand(a.whoamiCommand(), a.accountCreateCommand(), a.accountResetCommand(), a.tokenCreateCommand(), a.tenantCreateCommand())
+	cmd.AddCommand(a.whoamiCommand(), a.accountCreateCommand(), a.accountSetCommand(), a.accountResetCommand(), a.tokenCreateCommand(), a.tenantCreateCommand())
 	return cmd
 }
 
@@ -98,6 +98,40 @@ func (a *app) accountCreateCommand() *cobra.Command {
 	f.StringVarP(&selector, "selector", "l", "", "narrow it to some devices")
 	f.StringVar(&email, "email", "", "e-mail address")
 	f.BoolVar(&program, "program", false, "an account for a program: tokens only, no password")
+	return cmd
+}
+
+func (a *app) accountSetCommand() *cobra.Command {
+	var role, selector, email string
+	var disabled bool
+	cmd := &cobra.Command{
+		Use: "set-account ACCOUNT", Short: "Change role, scope or e-mail of an account (by its ID), or disable it", Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			body := client.Object{}
+			for flag, value := range map[string]any{"role": role, "selector": selector, "email": email, "disabled": disabled} {
+				if cmd.Flags().Changed(flag) {
+					body[flag] = value
+				}
+			}
+			if len(body) == 0 {
+				return usagef("say what to change: --role, --selector, --email or --disabled")
+			}
+			c, p, err := a.both(cmd)
+			if err != nil {
+				return err
+			}
+			var out client.Object
+			if err := c.Do(cmd.Context(), client.Call{Method: http.MethodPatch, Path: "/accounts/" + escapePath(argv[0]), Body: body}, &out); err != nil {
+				return err
+			}
+			return p.say(out, "account %v: role %v, disabled %v", out["name"], out["role"], out["disabled"])
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&role, "role", "", "viewer, operator, release-manager or admin")
+	f.StringVarP(&selector, "selector", "l", "", "narrow it to some devices; empty: all")
+	f.StringVar(&email, "email", "", "e-mail address")
+	f.BoolVar(&disabled, "disabled", false, "true ends its sessions and refuses it; =false lets it in again")
 	return cmd
 }
 

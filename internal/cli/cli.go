@@ -39,16 +39,44 @@ func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(f
 func Main(version string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	var began bool
 	root := newRoot(version)
+	noteBegin(root, &began)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if err != nil && !began {
+		err = &usageError{err.Error()} // cobra's own refusals: unknown commands, required flags
+	}
 	if err != nil && !errors.Is(err, errQuiet) {
 		fmt.Fprintln(stderr, "steward: "+err.Error())
 	}
 	return exitCode(err)
+}
+
+// noteBegin makes every command say that it was called well enough to begin, and groups of commands
+// refuse a command that they don't have.
+func noteBegin(cmd *cobra.Command, began *bool) {
+	if cmd.HasParent() && cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+			if len(argv) > 0 {
+				return usagef("unknown command %q; see `%s --help`", argv[0], cmd.CommandPath())
+			}
+			return cmd.Help()
+		}
+	}
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+			*began = true
+			return run(cmd, argv)
+		}
+	}
+	for _, c := range cmd.Commands() {
+		noteBegin(c, began)
+	}
 }
 
 // errQuiet ends a command with a failure that it has told about already.

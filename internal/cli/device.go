@@ -181,14 +181,8 @@ func (a *app) deviceShowCommand(name, short, section string) *cobra.Command {
 			if err := c.Do(cmd.Context(), client.Call{Path: "/devices/" + escapePath(argv[0]) + "/reported/" + section}, &doc); err != nil {
 				return err
 			}
-			if rows, ok := doc["packages"].([]any); ok && p.format == "table" {
-				items := make([]client.Object, 0, len(rows))
-				for _, r := range rows {
-					if o, ok := r.(map[string]any); ok {
-						items = append(items, o)
-					}
-				}
-				return p.list(items, []column{{"PACKAGE", "name"}, {"VERSION", "version"}, {"ARCH", "architecture"}, {"MANAGER", "manager"}})
+			if _, ok := doc["packages"].([]any); ok && p.format == "table" {
+				return p.list(objects(doc["packages"]), []column{{"PACKAGE", "name"}, {"VERSION", "version"}, {"ARCH", "architecture"}, {"MANAGER", "manager"}})
 			}
 			return p.value(doc)
 		},

@@ -12,7 +12,7 @@ import (
 
 func (a *app) disposeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "dispose", Short: "Retire, sanitize and dispose of devices, with certificates"}
-	cmd.AddCommand(a.disposeRetireCommand(), a.disposeSanitizeCommand(), a.disposeCertificateCommand())
+	cmd.AddCommand(a.disposeRetireCommand(), a.disposeSanitizeCommand(), a.disposeAttestCommand(), a.disposeCertificateCommand())
 	return cmd
 }
 
@@ -80,6 +80,58 @@ func (a *app) disposeSanitizeCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why (required)")
 	cmd.Flags().StringVar(&serial, "confirm", "", "the device's serial number, to confirm (required)")
+	_ = cmd.MarkFlagRequired("reason")
+	_ = cmd.MarkFlagRequired("confirm")
+	return cmd
+}
+
+// disposeAttestCommand is for devices that can't sanitize themselves.
+func (a *app) disposeAttestCommand() *cobra.Command {
+	var reason, serial string
+	attestation := map[string]*string{}
+	cmd := &cobra.Command{
+		Use:   "attest DEVICE --confirm SERIAL --reason TEXT --method METHOD --technique TEXT --performer NAME --witness NAME --date DAY --evidence TEXT",
+		Short: "Dispose of a retired device that can't answer, on the word of two people",
+		Args:  args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			c, p, err := a.both(cmd)
+			if err != nil {
+				return err
+			}
+			if err := a.confirmHits(cmd, c, argv[0], fmt.Sprintf("Dispose of %s without its own statement? This can't be undone.", argv[0])); err != nil {
+				return err
+			}
+			words := client.Object{}
+			for field, value := range attestation {
+				if *value != "" {
+					words[field] = *value
+				}
+			}
+			var out client.Object
+			body := client.Object{"reason": reason, "confirm": serial, "attestation": words}
+			if err := c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: "/devices/" + escapePath(argv[0]) + "/disposal/attest", Body: body}, &out); err != nil {
+				return err
+			}
+			return p.say(out, "attested as %v; the certificate follows: steward dispose certificate %s", out["id"], argv[0])
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&reason, "reason", "", "why (required)")
+	f.StringVar(&serial, "confirm", "", "the device's serial number, to confirm (required)")
+	for _, field := range []struct{ name, flag, usage string }{
+		{"method", "method", "clear, purge or destroy, as NIST SP 800-88 names it (required)"},
+		{"technique", "technique", "how, e.g. shredded to 2 mm particles (required)"},
+		{"performer", "performer", "who did it, name and organization (required)"},
+		{"witness", "witness", "who saw it; another person (required)"},
+		{"performed", "date", "day on which it was done, YYYY-MM-DD (required)"},
+		{"evidence", "evidence", "what proves it and where that is kept (required)"},
+		{"media", "media", "serial numbers of the storage media"},
+	} {
+		attestation[field.name] = f.String(field.flag, "", field.usage)
+		if field.name != "media" {
+			_ = cmd.MarkFlagRequired(field.flag)
+		}
+	}
 	_ = cmd.MarkFlagRequired("reason")
 	_ = cmd.MarkFlagRequired("confirm")
 	return cmd

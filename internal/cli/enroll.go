@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"encoding/csv"
+	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,7 +14,7 @@ import (
 
 func (a *app) enrollCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "enroll", Short: "Enrollment tokens, certificates and what happens with devices that nobody bought"}
-	cmd.AddCommand(a.enrollTokenCommand(), a.enrollPolicyCommand(), a.certificatesCommand(),
+	cmd.AddCommand(a.enrollTokenCommand(), a.enrollTokensCommand(), a.enrollPolicyCommand(), a.certificatesCommand(),
 		a.deviceReasonCommand("revoke", "Revoke all certificates and open tokens of a device; its connections close at once", "Revoke every certificate of this device?"),
 		a.deviceReasonCommand("clear-clone-flag", "Say that a suspected clone is settled", "Clear the flag?"))
 	return cmd
@@ -54,6 +57,71 @@ that is not in stock: what happens when that one enrolls is the tenant's policy 
 	return cmd
 }
 
+// maxTokens is how many tokens the server makes in one request.
+const maxTokens = 1000
+
+// enrollTokensCommand makes the tokens of a whole delivery for a flashing or labelling station.
+func (a *app) enrollTokensCommand() *cobra.Command {
+	var selector, model, note string
+	var life time.Duration
+	cmd := &cobra.Command{
+		Use:   "tokens [--model MODEL] [--selector SELECTOR]",
+		Short: "Make a token for each received device, as CSV: device,serial,token,expires",
+		Args:  args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, p, err := a.both(cmd)
+			if err != nil {
+				return err
+			}
+			query := url.Values{"stage": {"received"}}
+			for name, value := range map[string]string{"selector": selector, "model": model} {
+				if value != "" {
+					query.Set(name, value)
+				}
+			}
+			devices, err := c.All(cmd.Context(), "/devices", query, maxTokens+1)
+			if err != nil {
+				return err
+			}
+			switch {
+			case len(devices) == 0:
+				return usagef("no received device matches")
+			case len(devices) > maxTokens:
+				return usagef("more than %d received devices match: narrow them with --model or --selector", maxTokens)
+			}
+			if err := a.confirm(cmd, fmt.Sprintf("Make %d tokens? Their devices become staged.", len(devices))); err != nil {
+				return err
+			}
+			wishes := make([]client.Object, len(devices))
+			for i, d := range devices {
+				wishes[i] = client.Object{"device": d["id"], "life_seconds": int64(life.Seconds()), "note": note}
+			}
+			var made struct {
+				Items []client.Object `json:"items"`
+			}
+			call := client.Call{Method: http.MethodPost, Path: "/enrollment-tokens/bulk", Body: client.Object{"tokens": wishes}}
+			if err := c.Do(cmd.Context(), call, &made); err != nil {
+				return err
+			}
+			if p.format != "table" {
+				return p.value(made.Items)
+			}
+			w := csv.NewWriter(p.w)
+			rows := [][]string{{"device", "serial", "token", "expires"}}
+			for _, t := range made.Items {
+				rows = append(rows, []string{formatScalar(t["device"]), formatScalar(t["serial"]), formatScalar(t["token"]), formatScalar(t["expires"])})
+			}
+			return w.WriteAll(rows)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&model, "model", "", "only devices of this hardware model")
+	f.StringVarP(&selector, "selector", "l", "", "only devices with these labels")
+	f.StringVar(&note, "note", "", "what they are for")
+	f.DurationVar(&life, "expires", 24*time.Hour, "how long they can be used, at most 720h")
+	return cmd
+}
+
 func (a *app) enrollPolicyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "policy [quarantine|accept|refuse]", Short: "Show or set what happens when a device enrolls that nobody bought",
@@ -88,7 +156,14 @@ func (a *app) certificatesCommand() *cobra.Command {
 			if err := c.Do(cmd.Context(), client.Call{Path: "/devices/" + escapePath(argv[0]) + "/certificates"}, &out); err != nil {
 				return err
 			}
-			return p.value(out)
+			items := objects(out["items"])
+			if p.format != "table" {
+				return p.value(out)
+			}
+			if clone, ok := out["clone"].(map[string]any); ok {
+				fmt.Fprintf(cmd.ErrOrStderr(), "two instances use this identity since %v: see steward enroll clear-clone-flag\n", clone["since"])
+			}
+			return p.list(items, []column{{"SERIAL", "serial"}, {"STATE", "state"}, {"ISSUED", "issued|age"}, {"EXPIRES", "expires|age"}, {"KEY", "key_kind"}, {"REASON", "reason"}})
 		},
 	}
 }

@@ -33,6 +33,10 @@ func (a *app) ledgerGetCommand(use, short, path string, check cobra.PositionalAr
 			if err := c.Do(cmd.Context(), client.Call{Path: path}, &out); err != nil {
 				return err
 			}
+			if note, ok := out["checkpoint"].(string); ok && p.format == "table" && len(argv) == 0 {
+				_, err := fmt.Fprint(p.w, note) // as it is, so that it can be kept in a file
+				return err
+			}
 			return p.value(out)
 		},
 	}

@@ -17,7 +17,7 @@ func (a *app) monitorCommand() *cobra.Command {
 
 func (a *app) monitorMetricsCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "metrics DEVICE", Short: "Show a device's current values and the last 24 hours", Args: args(cobra.ExactArgs(1)),
+		Use: "metrics DEVICE", Short: "Show a device's current values; with -o json the last 24 hours, too", Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			c, p, err := a.both(cmd)
 			if err != nil {
@@ -30,14 +30,7 @@ func (a *app) monitorMetricsCommand() *cobra.Command {
 			if p.format != "table" {
 				return p.value(out)
 			}
-			list, _ := out["current"].([]any)
-			var items []client.Object
-			for _, e := range list {
-				if o, ok := e.(map[string]any); ok {
-					items = append(items, o)
-				}
-			}
-			return p.list(items, []column{{"METRIC", "name"}, {"VALUE", "value"}, {"UNIT", "unit"}, {"AT", "at|age"}})
+			return p.list(objects(out["current"]), []column{{"METRIC", "name"}, {"VALUE", "value"}, {"OF", "labels|labels"}})
 		},
 	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // column is one column of a table for people: a title and the path of the value in the object, with
-// dots between the parts. A format after "|" names how to show it: time, age, bytes, labels, money.
+// dots between the parts. A format after "|" names how to show it: age, bytes, labels, money, names.
 type column struct{ title, path string }
 
 // printer writes results in the form that --output asks for.
@@ -100,8 +100,22 @@ func (p printer) cell(item client.Object, path string) string {
 		}
 	case "labels":
 		return formatLabels(v)
+	case "names":
+		return formatNames(v)
 	}
 	return formatScalar(v)
+}
+
+// objects are the objects of a JSON list.
+func objects(v any) []client.Object {
+	list, _ := v.([]any)
+	var items []client.Object
+	for _, e := range list {
+		if o, ok := e.(map[string]any); ok {
+			items = append(items, o)
+		}
+	}
+	return items
 }
 
 func lookup(item client.Object, path string) any {
@@ -118,6 +132,8 @@ func lookup(item client.Object, path string) any {
 
 func formatScalar(v any) string {
 	switch x := v.(type) {
+	case nil:
+		return ""
 	case string:
 		if x == "" {
 			return "-"
@@ -155,6 +171,21 @@ func formatLabels(v any) string {
 	}
 	sort.Strings(parts)
 	return strings.Join(parts, ",")
+}
+
+// formatNames joins the names of a list of objects.
+func formatNames(v any) string {
+	list, ok := v.([]any)
+	if !ok {
+		return formatScalar(v)
+	}
+	names := make([]string, 0, len(list))
+	for _, e := range list {
+		if o, ok := e.(map[string]any); ok {
+			names = append(names, formatScalar(o["name"]))
+		}
+	}
+	return first(strings.Join(names, ","), "-")
 }
 
 func formatBytes(v any) string {

@@ -84,6 +84,9 @@ A file with a wrong cell imports nothing; each wrong cell is named by line and c
 				return err
 			}
 			done, _ := booked["booked"].(map[string]any)
+			if again, _ := done["repeated"].(bool); again {
+				return p.say(booked, "this file was booked before, as delivery %v: nothing was done", lookup(done, "delivery.id"))
+			}
 			return p.say(booked, "booked as delivery %v", lookup(done, "delivery.id"))
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -242,8 +243,9 @@ func (a *app) releaseRotateCommand() *cobra.Command {
 
 func (a *app) updateCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "update", Short: "Assign releases to devices and follow them"}
-	cmd.AddCommand(a.updateAssignCommand(), a.updateStatusCommand(), a.updateChangeCommand("cancel", "Stop an assignment; devices that haven't committed go back to what they should have had"),
-		a.updateChangeCommand("retry", "Try again on the devices that failed or rolled back"))
+	cmd.AddCommand(a.updateAssignCommand(), a.updateStatusCommand(), a.updateDevicesCommand(),
+		a.updateChangeCommand("cancel", "reason", "Stop an assignment; devices that haven't committed go back to what they should have had"),
+		a.updateChangeCommand("retry", "cause", "Try again on the devices that failed or rolled back"))
 	return cmd
 }
 
@@ -283,8 +285,38 @@ func (a *app) updateAssignCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) updateChangeCommand(verb, short string) *cobra.Command {
-	return &cobra.Command{
+// updateDevicesCommand lists the devices of an assignment.
+func (a *app) updateDevicesCommand() *cobra.Command {
+	var state, cause string
+	cmd := &cobra.Command{
+		Use: "devices ASSIGNMENT", Short: "List the devices of an assignment, with state and first cause", Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			c, p, err := a.both(cmd)
+			if err != nil {
+				return err
+			}
+			query := url.Values{}
+			for name, value := range map[string]string{"state": state, "cause": cause} {
+				if value != "" {
+					query.Set(name, value)
+				}
+			}
+			items, err := c.All(cmd.Context(), "/assignments/"+escapePath(argv[0])+"/devices", query, 0)
+			if err != nil {
+				return err
+			}
+			return p.list(items, updateColumns)
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "", "only those in this state")
+	cmd.Flags().StringVar(&cause, "cause", "", "only those that failed for this cause")
+	return cmd
+}
+
+// updateChangeCommand is a verb on an assignment; field is what the API lets it say besides.
+func (a *app) updateChangeCommand(verb, field, short string) *cobra.Command {
+	var value string
+	cmd := &cobra.Command{
 		Use: verb + " ASSIGNMENT", Short: short, Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			c, p, err := a.both(cmd)
@@ -294,14 +326,27 @@ func (a *app) updateChangeCommand(verb, short string) *cobra.Command {
 			if err := a.confirm(cmd, fmt.Sprintf("%s assignment %s?", verb, argv[0])); err != nil {
 				return err
 			}
+			body := client.Object{}
+			if value != "" {
+				body[field] = value
+			}
 			var out client.Object
-			err = c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: "/assignments/" + escapePath(argv[0]) + "/" + verb, Body: client.Object{}}, &out)
+			err = c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: "/assignments/" + escapePath(argv[0]) + "/" + verb, Body: body}, &out)
 			if err != nil {
 				return err
+			}
+			if n, ok := out["devices"]; ok {
+				return p.say(out, "%s: %v devices", verb, n)
 			}
 			return p.say(out, "%s: done", verb)
 		},
 	}
+	usage := "why, for the ledger"
+	if field == "cause" {
+		usage = "only devices that failed for this cause"
+	}
+	cmd.Flags().StringVar(&value, field, "", usage)
+	return cmd
 }
 
 func (a *app) updateStatusCommand() *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"steward/internal/client"
 )
@@ -38,9 +39,18 @@ func (g *globalFlags) settings() (client.Settings, error) {
 		s = client.Settings{URL: b.Console, Token: b.Token, CA: b.CA}
 	}
 	s.URL = first(g.url, os.Getenv("STEWARD_URL"), s.URL)
-	s.Token = first(g.token, os.Getenv("STEWARD_TOKEN"), s.Token)
+	s.Token = first(g.token, tokenFromEnv(), s.Token)
 	s.Tenant = first(g.tenant, os.Getenv("STEWARD_TENANT"), s.Tenant)
 	return s, nil
+}
+
+// tokenFromEnv leaves out an enrollment token, which the agent reads from the same variable.
+func tokenFromEnv() string {
+	token := os.Getenv("STEWARD_TOKEN")
+	if strings.HasPrefix(token, "stw1.") {
+		return ""
+	}
+	return token
 }
 
 func savedSettings() (client.Settings, error) {
