@@ -29,7 +29,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
-	"modernc.org/sqlite"               // driver "sqlite"
+	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
@@ -120,15 +120,9 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	const pragmas = "_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)" +
 		"&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=cache_size(-16000)&_pragma=journal_size_limit(67108864)"
 	file := "file:" + uriPath.Replace(path)
-	write, err := sql.Open("sqlite", file+"?_txlock=immediate&"+pragmas)
-	if err != nil {
-		return nil, fmt.Errorf("open sqlite: %w", err)
-	}
+	write := openCached(file + "?_txlock=immediate&" + pragmas)
 	write.SetMaxOpenConns(1)
-	read, err := sql.Open("sqlite", file+"?"+pragmas+"&_pragma=query_only(ON)")
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open sqlite: %w", err), write.Close())
-	}
+	read := openCached(file + "?" + pragmas + "&_pragma=query_only(ON)")
 	read.SetMaxOpenConns(readConnections)
 	read.SetMaxIdleConns(readConnections)
 	db := &DB{dialect: SQLite, read: read, write: write}
