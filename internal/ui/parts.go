@@ -18,6 +18,8 @@ type Panel struct {
 	ID    string // of the HTML section, so "#metrics" links to it; lower case, unique
 	Title string
 	Order int // ascending; rooms go by hundreds
+	// Aside puts a short list of facts beside the other panels, where the screen is wide.
+	Aside bool
 	// Render returns the panel's inside; "" leaves the panel out. It runs with the reader's scope
 	// already checked against d.
 	Render func(ctx context.Context, who httpapi.Principal, d device.Device) (template.HTML, error)

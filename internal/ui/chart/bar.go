@@ -21,6 +21,8 @@ type Part struct {
 type StackBar struct {
 	Title string // for screen readers: "Devices by stage"
 	Parts []Part
+	// Bare leaves the legend out, where the page itself names the parts.
+	Bare bool
 }
 
 // HTML draws the bar as a <figure>.
@@ -50,7 +52,11 @@ func (s StackBar) HTML() template.HTML {
 			esc(p.Class), num(x), num(math.Max(end-x-1.5, 1)), esc(fmt.Sprintf("%s: %s of %s", p.Name, plain(float64(p.Value), 0), plain(float64(total), 0))))
 		x = end
 	}
-	b.WriteString(`</svg><ul class="legend">`)
+	b.WriteString(`</svg>`)
+	if s.Bare {
+		return template.HTML(b.String() + `</figure>`)
+	}
+	b.WriteString(`<ul class="legend">`)
 	for _, p := range s.Parts {
 		fmt.Fprintf(&b, `<li><svg viewBox="0 0 10 10" aria-hidden="true"><rect class="fill %s" width="10" height="10"/></svg>`, esc(p.Class))
 		text := esc(p.Name) + " " + plain(float64(p.Value), 0)
