@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Sentence tells an event to people: by the room's own function (Config.Describe), else by its kind
@@ -23,6 +24,37 @@ func (l *Ledger) Sentence(e Event) string {
 		return sentence + " from " + from + " to " + to
 	}
 	return sentence
+}
+
+// Tell makes a room's function for Config.Describe of a sentence with names of facts in braces:
+// "{release} {version} was rolled back". {subject} is the event's. A time is written as its day. An event
+// that lacks one of the facts, since another version wrote it, gives "", and Sentence makes its own.
+func Tell(sentence string) func(Event) string {
+	return func(e Event) string {
+		facts := factsOf(e)
+		var b strings.Builder
+		rest := sentence
+		for {
+			before, after, found := strings.Cut(rest, "{")
+			b.WriteString(before)
+			if !found {
+				return b.String()
+			}
+			name, tail, _ := strings.Cut(after, "}")
+			value := facts[name]
+			if name == "subject" {
+				value = e.Subject
+			}
+			if value == "" {
+				return ""
+			}
+			if at, err := time.Parse(time.RFC3339, value); err == nil {
+				value = at.UTC().Format("2 January 2006")
+			}
+			b.WriteString(value)
+			rest = tail
+		}
+	}
 }
 
 // Fact is one of an event's facts as text.
@@ -65,8 +97,8 @@ func factsOf(e Event) map[string]string {
 
 // tones mark what went well and what did not by the words that kinds end with.
 var tones = map[string][]string{
-	"bad":  {"failed", "rolled_back", "revoked", "suspected", "reused", "rekeyed", "refused", "quarantined", "expired"},
-	"good": {"committed", "healthy", "enrolled", "renewed", "received", "certified", "accepted", "sanitized"},
+	"bad":  {"failed", "rolled_back", "revoked", "suspected", "reused", "rekeyed", "refused", "quarantined", "expired", "offline"},
+	"good": {"committed", "healthy", "enrolled", "renewed", "received", "certified", "accepted", "sanitized", "online", "delivery_booked"},
 }
 
 // Tone is the event's mark in a timeline: "good", "bad" or "info".

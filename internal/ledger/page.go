@@ -21,7 +21,7 @@ var pageFiles embed.FS
 const liveTopics = "access device disposal ledger monitoring provisioning purchase release twin update"
 
 // passportEvents is how many events the device page shows; the rest is behind a link.
-const passportEvents = 15
+const passportEvents = 12
 
 // pages draws the audit view and the passport.
 type pages struct {
@@ -35,19 +35,34 @@ func (l *Ledger) Pages(c *ui.Console) ui.Panel {
 	p := &pages{l: l, pages: c.Parse(pageFiles)}
 	c.Handle("GET /ledger", httpapi.Viewer, p.audit)
 	c.Handle("GET /ledger/{id}", httpapi.Viewer, p.event)
-	return ui.Panel{ID: "passport", Title: "Passport", Order: 900, Render: p.passport}
+	return ui.Panel{ID: "passport", Title: "Passport", Order: 250, Render: p.passport}
 }
 
 // row is an event as pages show it.
 type row struct {
 	Event
-	Text string
+	Text       string
+	DeviceName string // its name where one is known, else its ID
+}
+
+// ByHand tells whether somebody or something other than the device itself did it.
+func (r row) ByHand() bool {
+	return r.Actor.Kind != device.ActorDevice || r.Actor.ID != string(r.Device)
 }
 
 func (p *pages) rows(events []Event) []row {
 	out := make([]row, len(events))
+	names := map[device.ID]string{} // of the devices that speak for themselves among these
+	for _, e := range events {
+		if e.Actor.Kind == device.ActorDevice && e.Actor.Name != "" {
+			names[device.ID(e.Actor.ID)] = e.Actor.Name
+		}
+	}
 	for i, e := range events {
-		out[i] = row{e, p.l.Sentence(e)}
+		out[i] = row{Event: e, Text: p.l.Sentence(e), DeviceName: string(e.Device)}
+		if name := names[e.Device]; name != "" {
+			out[i].DeviceName = name
+		}
 	}
 	return out
 }
@@ -134,7 +149,7 @@ func (p *pages) event(w http.ResponseWriter, r *http.Request, who httpapi.Princi
 	if err != nil {
 		return err
 	}
-	view := eventView{Event: row{e, p.l.Sentence(e)}}
+	view := eventView{Event: row{Event: e, Text: p.l.Sentence(e)}}
 	if head, err := p.l.headInfo(r.Context()); err == nil {
 		view.Head = &head
 	}

@@ -32,6 +32,9 @@ func stageName(s device.Stage) string { return strings.ReplaceAll(string(s), "_"
 func describeCreated(e ledger.Event) string {
 	f := facts[struct{ Serial, Stage string }](e)
 	text := "Came into being as " + stageName(device.Stage(f.Stage))
+	if device.Stage(f.Stage) == device.Ordered {
+		text = "Was ordered"
+	}
 	if f.Serial != "" {
 		text += " with the serial number " + f.Serial
 	}
@@ -40,6 +43,12 @@ func describeCreated(e ledger.Event) string {
 
 func describeMoved(e ledger.Event) string {
 	f := facts[struct{ From, To device.Stage }](e)
+	switch f.To { // the usual way needs no word on where it came from
+	case device.Received, device.Staged, device.Enrolled, device.Active, device.Disposed:
+		if slices.Index(device.Stages, f.From)+1 == slices.Index(device.Stages, f.To) || f.To == device.Disposed {
+			return "Moved to " + stageName(f.To)
+		}
+	}
 	return "Moved from " + stageName(f.From) + " to " + stageName(f.To)
 }
 

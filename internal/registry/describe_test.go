@@ -31,7 +31,7 @@ func TestEveryEventOfTheRoomIsASentence(t *testing.T) {
 		got = append(got, registry.Describe()[e.Kind](e))
 	}
 	want := []string{
-		"Came into being as ordered", "Got the serial number SN-1", "Moved from ordered to received", "Is called Pump",
+		"Was ordered", "Got the serial number SN-1", "Moved to received", "Is called Pump",
 		"Is called Fan instead of Pump", "Lost the name Fan", "Labels: a=1, without old",
 		"Came into being as received with the serial number SN-2",
 	}

@@ -15,10 +15,13 @@ import (
 	"steward/internal/ledger"
 	"steward/internal/monitoring"
 	"steward/internal/provisioning"
+	"steward/internal/purchase"
 	"steward/internal/registry"
 	"steward/internal/release"
 	"steward/internal/sqldb"
+	"steward/internal/twin"
 	"steward/internal/ui"
+	"steward/internal/update"
 	"steward/internal/wire"
 )
 
@@ -125,7 +128,10 @@ func (r *rooms) effects() []func(context.Context, device.Device) ([]ui.Notice, e
 // sentences collects how the rooms tell their events to people.
 func sentences() map[string]func(ledger.Event) string {
 	all := map[string]func(ledger.Event) string{}
-	for _, room := range []map[string]func(ledger.Event) string{access.Describe(), provisioning.Describe()} {
+	for _, room := range []map[string]func(ledger.Event) string{
+		access.Describe(), provisioning.Describe(), registry.Describe(), twin.Describe(), purchase.Describe(),
+		release.Describe(), update.Describe(), monitoring.Describe(), disposal.Describe(),
+	} {
 		maps.Copy(all, room)
 	}
 	return all

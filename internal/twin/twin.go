@@ -146,6 +146,6 @@ var errWithheld = fault.New(fault.NotFound, "a quarantined device receives no do
 // Describe turns this package's events into sentences for people, by kind.
 func Describe() map[string]func(ledger.Event) string {
 	return map[string]func(ledger.Event) string{
-		"twin.reported": func(e ledger.Event) string { return "Reported a changed " + e.Subject },
+		"twin.reported": func(e ledger.Event) string { return "Reported its " + e.Subject },
 	}
 }
