@@ -261,7 +261,7 @@ type panelData struct {
 
 // Panel shows on a device's page how it ends.
 func (s *Service) Panel() ui.Panel {
-	return ui.Panel{ID: "disposal", Title: "Disposal", Order: 900, Render: func(ctx context.Context, who httpapi.Principal, d device.Device) (template.HTML, error) {
+	return ui.Panel{ID: "disposal", Title: "Disposal", Order: 900, Aside: true, Render: func(ctx context.Context, who httpapi.Principal, d device.Device) (template.HTML, error) {
 		if s.pages == nil {
 			return "", errors.New("disposal: Pages must be called before a panel is shown")
 		}

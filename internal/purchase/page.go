@@ -155,7 +155,7 @@ type panelData struct {
 
 // Panel shows on a device's page how it was bought.
 func (s *Service) Panel() ui.Panel {
-	return ui.Panel{ID: "purchase", Title: "Purchase and model", Order: 600, Render: func(ctx context.Context, who httpapi.Principal, d device.Device) (template.HTML, error) {
+	return ui.Panel{ID: "purchase", Title: "Purchase and model", Order: 600, Aside: true, Render: func(ctx context.Context, who httpapi.Principal, d device.Device) (template.HTML, error) {
 		if s.panel == nil {
 			return "", errors.New("purchase: Pages must be called before a panel is shown")
 		}

@@ -43,7 +43,8 @@ type DeskConfig struct {
 	PresenceCounts func(ctx context.Context, scope device.Scope) (map[string]int64, error)
 	// PresenceIn is a SELECT of one column, the numbers of the tenant's devices in the state, with "?"
 	// placeholders, that an index answers. It lets a list of the few devices that are offline begin with
-	// them; nil looks at every device of the list with Presence.Where.
+	// them; nil, and "" for a state that no index finds, looks at each device of the list with
+	// Presence.Where.
 	PresenceIn func(tenant device.TenantID, state string) (query string, args []any)
 	// Facts returns short words about devices for their row in a list, e.g. the state of an update.
 	Facts func(ctx context.Context, nums []int64) (map[int64][]string, error)

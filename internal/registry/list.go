@@ -92,7 +92,7 @@ func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		}
 		offer(plan{entry: byLabel, anchor: a, devices: n}, len(a.Values) == 1)
 	}
-	if f.Presence != "" && dk.cfg.PresenceIn != nil {
+	if dk.indexed(scope.Tenant, f.Presence) {
 		counts, err := dk.presenceOf(ctx, device.Scope{Tenant: scope.Tenant})
 		if err != nil {
 			return plan{}, err
@@ -103,6 +103,15 @@ func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		best = plan{entry: byTerm}
 	}
 	return best, nil
+}
+
+// indexed tells whether an index finds the devices that are in the state.
+func (dk *Desk) indexed(tenant device.TenantID, state string) bool {
+	if state == "" || dk.cfg.PresenceIn == nil {
+		return false
+	}
+	query, _ := dk.cfg.PresenceIn(tenant, state)
+	return query != ""
 }
 
 // find returns at most limit devices behind the position.

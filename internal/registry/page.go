@@ -1,17 +1,14 @@
 package registry
 
 import (
-	"context"
 	"embed"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"steward/internal/device"
 	"steward/internal/fault"
 	"steward/internal/httpapi"
-	"steward/internal/ledger"
 	"steward/internal/sqldb"
 	"steward/internal/ui"
 )
@@ -38,93 +35,6 @@ func (dk *Desk) Pages(c *ui.Console) {
 	c.Handle("POST /devices/{id}", httpapi.Operator, p.edit)
 	c.Handle("GET /devices/{id}/move", httpapi.Operator, p.moveForm)
 	c.Handle("POST /devices/{id}/move", httpapi.Operator, p.move)
-}
-
-// count is one number that links to the devices behind it.
-type count struct {
-	Name  string
-	Count int64
-	Href  string
-}
-
-type homeView struct {
-	Fleet    Fleet
-	Stages   []count
-	Presence []count
-	Notices  []ui.Notice
-	Recent   []recentEvent
-	Failed   bool // a room could not say what needs somebody
-}
-
-type recentEvent struct {
-	ledger.Event
-	Sentence string
-	Who      string
-}
-
-func (p *pages) home(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
-	fleet, err := p.Fleet(r.Context(), who.Scope)
-	if err != nil {
-		return err
-	}
-	v := homeView{Fleet: fleet}
-	for _, s := range stageList(fleet.Stages) {
-		v.Stages = append(v.Stages, count{strings.ReplaceAll(string(s.Stage), "_", " "), s.Count, "/devices?stage=" + string(s.Stage)})
-	}
-	for _, state := range PresenceStates {
-		if n, known := fleet.Presence[state]; known {
-			v.Presence = append(v.Presence, count{state, n, "/devices?presence=" + state})
-		}
-	}
-	v.Notices, v.Failed = p.notices(r.Context(), who.Scope)
-	if v.Recent, err = p.recent(r.Context(), who.Scope); err != nil {
-		return err
-	}
-	return p.files.Render(w, r, who, "home.html", ui.View{Title: "Fleet", Nav: "/", Data: v,
-		Live: "device purchase provisioning release update monitoring disposal"})
-}
-
-// notices asks all rooms what needs somebody, the worst first. A room that fails must not take the first
-// page away from people, who may be looking for the cause of just that.
-func (p *pages) notices(ctx context.Context, scope device.Scope) (out []ui.Notice, failed bool) {
-	for _, ask := range p.cfg.Notices {
-		some, err := ask(ctx, scope)
-		if err != nil {
-			p.log.ErrorContext(ctx, "notices of a room failed", "error", err)
-			failed = true
-			continue
-		}
-		out = append(out, some...)
-	}
-	slices.SortStableFunc(out, func(a, b ui.Notice) int { return int(b.Level) - int(a.Level) })
-	return out, failed
-}
-
-// recentEvents is how many the home page shows.
-const recentEvents = 12
-
-func (p *pages) recent(ctx context.Context, scope device.Scope) ([]recentEvent, error) {
-	if p.cfg.Recent == nil {
-		return nil, nil
-	}
-	events, _, err := p.cfg.Recent.Events(ctx, p.cfg.Recent.Within(scope, ledger.Filter{Newest: true, Limit: recentEvents}))
-	if err != nil {
-		return nil, err
-	}
-	out := make([]recentEvent, len(events))
-	for i, e := range events {
-		out[i] = recentEvent{Event: e, Who: e.Actor.Name}
-		if p.cfg.Sentence != nil {
-			out[i].Sentence = p.cfg.Sentence(e)
-		}
-		if out[i].Sentence == "" {
-			out[i].Sentence = strings.NewReplacer(".", ": ", "_", " ").Replace(e.Kind)
-		}
-		if out[i].Who == "" {
-			out[i].Who = e.Actor.ID
-		}
-	}
-	return out, nil
 }
 
 type listView struct {

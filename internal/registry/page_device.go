@@ -30,6 +30,7 @@ type panelView struct {
 	ID, Title string
 	HTML      template.HTML
 	Failed    bool
+	Aside     bool // beside the others on wide screens
 }
 
 func (p *pages) show(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
@@ -56,7 +57,7 @@ func (p *pages) renderDevice(w http.ResponseWriter, r *http.Request, who httpapi
 			p.log.ErrorContext(r.Context(), "panel failed", "panel", panel.ID, "device.id", v.ID, "error", err)
 		}
 		if html != "" || err != nil {
-			v.Panels = append(v.Panels, panelView{ID: panel.ID, Title: panel.Title, HTML: html, Failed: err != nil})
+			v.Panels = append(v.Panels, panelView{ID: panel.ID, Title: panel.Title, HTML: html, Failed: err != nil, Aside: panel.Aside})
 		}
 	}
 	view := ui.View{Title: v.DisplayName(), Nav: "/devices", Crumbs: devicesCrumb, Data: v,

@@ -118,6 +118,9 @@ func TestListsBeginWithTheRarestIndex(t *testing.T) {
 					t.Errorf("%s looks at a whole table: %q", tt.name, steps)
 				}
 			}
+			if tt.filter.Search != "" && p.entry != byTerm && !slices.ContainsFunc(steps, func(s string) bool { return strings.HasPrefix(s, "SEARCH t USING COVERING INDEX registry_term_num") }) {
+				t.Errorf("%s walks through the terms of the fleet for each device: %q", tt.name, steps)
+			}
 			sorted := slices.ContainsFunc(steps, func(s string) bool { return strings.Contains(s, "TEMP B-TREE FOR ORDER BY") })
 			mayBeFew := len(tt.filter.Stages) > 0 && tt.filter.Search != "" || p.entry == byPresence ||
 				p.entry == byLabel && len(p.anchor.Values) != 1

@@ -38,7 +38,7 @@ func (s *Service) Pages(c *ui.Console) []ui.Panel {
 	c.Handle("GET /devices/{id}/packages", httpapi.Viewer, p.showPackages)
 	c.Handle("GET /devices/{id}/documents/{direction}/{section}", httpapi.Viewer, p.showDocument)
 	return []ui.Panel{
-		{ID: "state", Title: "Desired and reported state", Order: 300, Render: p.statePanel},
+		{ID: "state", Title: "State", Order: 500, Render: p.statePanel},
 		{ID: "inventory", Title: "Inventory", Order: 400, Render: p.inventoryPanel},
 		{ID: "packages", Title: "Packages", Order: 410, Render: p.packagesPanel},
 		{ID: "services", Title: "Services", Order: 420, Render: p.servicesPanel},

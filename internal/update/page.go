@@ -41,7 +41,7 @@ func (s *Service) Pages(c *ui.Console) {
 
 // Panel is the room's part of the device page; Pages must have been called before it is rendered.
 func (s *Service) Panel() ui.Panel {
-	return ui.Panel{ID: "updates", Title: "Updates", Order: 400, Render: s.renderPanel}
+	return ui.Panel{ID: "updates", Title: "Updates", Order: 200, Render: s.renderPanel}
 }
 
 type listData struct {
