@@ -107,6 +107,52 @@ func (s *Service) DeviceCharts(ctx context.Context, d device.Device, hours int) 
 	if err != nil {
 		return nil, err
 	}
+	return s.chartsOver(ctx, d, r, window)
+}
+
+const (
+	// young is how little of a day may be known for the page to show that part alone: a few minutes at
+	// the right edge of a day are no chart.
+	young = 3 * time.Hour
+	// leastSpan of a chart keeps its time axis readable.
+	leastSpan = 10 * time.Minute
+)
+
+// recentCharts returns a device's last day, or what there is of it since its first measurement, and
+// how long that is. The steps of a day end up to five minutes ago, so a device that has just come has
+// none in it.
+func (s *Service) recentCharts(ctx context.Context, d device.Device) ([]Chart, time.Duration, error) {
+	charts, err := s.DeviceCharts(ctx, d, dayHours)
+	if err != nil {
+		return nil, 0, err
+	}
+	now, first := s.now(), s.now()
+	for _, c := range charts {
+		for _, l := range c.Series {
+			if len(l.Points) > 0 {
+				if at := time.Unix(int64(l.Points[0][0]), 0); at.Before(first) {
+					first = at.Add(-time.Duration(c.StepS) * time.Second) // the step covers what lies before it
+				}
+			}
+		}
+	}
+	if now.Sub(first) > young {
+		return charts, dayHours * time.Hour, nil
+	}
+	p, err := s.Policy(ctx, d.Tenant)
+	if err != nil {
+		return nil, 0, err
+	}
+	span := max(leastSpan, now.Sub(first).Truncate(time.Minute))
+	measured := time.Duration(p.MetricsSeconds) * time.Second
+	step := max(span/120, measured/4, time.Second).Truncate(time.Second)
+	to := now.Truncate(step)
+	charts, err = s.chartsOver(ctx, d, series.Range{From: to.Add(-span), To: to, Step: step}, max(step, measured*5/2))
+	return charts, span, err
+}
+
+// chartsOver evaluates the plans; each step looks back over the window.
+func (s *Service) chartsOver(ctx context.Context, d device.Device, r series.Range, window time.Duration) ([]Chart, error) {
 	scope := series.Scope{Tenant: string(d.Tenant), Only: true, Devices: []string{string(d.ID)}}
 	charts := []Chart{}
 	for _, p := range plans {

@@ -248,7 +248,7 @@ func (s *Service) attentionPage(w http.ResponseWriter, r *http.Request, who http
 
 // Panel is the room's part of the device page: presence, what is measured now, and a day of charts.
 func (s *Service) Panel() ui.Panel {
-	return ui.Panel{ID: "metrics", Title: "Metrics", Order: 300, Render: s.renderPanel}
+	return ui.Panel{ID: "metrics", Title: "Metrics", Order: 100, Render: s.renderPanel}
 }
 
 type panelData struct {
@@ -257,6 +257,7 @@ type panelData struct {
 	Interval time.Duration
 	Troubles []Trouble
 	Charts   []template.HTML
+	Span     string    // how long the charts reach back
 	Other    []Current // what has no chart
 	Command  string
 	Expected bool // the device is in a stage in which it is in contact
@@ -275,10 +276,11 @@ func (s *Service) renderPanel(ctx context.Context, _ httpapi.Principal, d device
 	if data.Troubles, err = s.Troubles(ctx, d.Num); err != nil {
 		return "", err
 	}
-	charts, err := s.DeviceCharts(ctx, d, dayHours)
+	charts, span, err := s.recentCharts(ctx, d)
 	if err != nil {
 		return "", err
 	}
+	data.Span = ui.FormatDuration(span)
 	data.Charts = drawAll("m", charts)
 	current, err := s.CurrentValues(ctx, d)
 	if err != nil {

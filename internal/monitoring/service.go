@@ -115,7 +115,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // Moved is told of each move of a device in its transaction: one that enters service gets the tenant's
 // policy as its desired section, one that is disposed of or goes to a new owner is forgotten.
-func (s *Service) Moved(ctx context.Context, tx *sqldb.Tx, d device.Device, _ device.Stage) error {
+func (s *Service) Moved(ctx context.Context, tx *sqldb.Tx, d device.Device, from device.Stage) error {
 	switch d.Stage {
 	case device.Enrolled, device.Active:
 		p, err := s.policyIn(ctx, tx, d.Tenant)
@@ -125,7 +125,12 @@ func (s *Service) Moved(ctx context.Context, tx *sqldb.Tx, d device.Device, _ de
 		if err := s.cfg.Twin.SetDesired(ctx, tx, d.Num, wire.SectionMonitoring, p.desired()); err != nil {
 			return fmt.Errorf("monitoring policy of %s: %w", d.ID, err)
 		}
-	case device.Disposed, device.Received:
+	case device.Received:
+		if from == "" || from == device.Ordered {
+			return nil // it has measured nothing yet; a late sweep would take what it sends when it enrolls
+		}
+		return s.forget(ctx, tx, d)
+	case device.Disposed:
 		return s.forget(ctx, tx, d)
 	}
 	return nil
