@@ -22,6 +22,7 @@ var pageFiles embed.FS
 const (
 	pagePath   = "/enrollment"
 	pageTokens = 50
+	pagePast   = 10
 )
 
 // Pages adds the room's pages to the console.
@@ -42,6 +43,10 @@ func (s *Service) Pages(c *ui.Console) {
 type enrollmentData struct {
 	Tokens      []Token
 	Next        string
+	Split       bool    // without a filter the open ones come first and the others at the end
+	Past        []Token // the last of the others
+	MorePast    bool
+	Command     string
 	States      []ui.Option
 	Recent      []Certificate
 	Policy      Policy
@@ -66,7 +71,14 @@ func (s *Service) pageEnrollment(w http.ResponseWriter, r *http.Request, who htt
 	if err := httpapi.DecodeCursor(r.FormValue("cursor"), &q.after); err != nil {
 		return err
 	}
-	data := enrollmentData{States: stateOptions, Policies: policyOptions}
+	data := enrollmentData{States: stateOptions, Policies: policyOptions, Command: s.command(IssuedToken{Token: Token{Serial: "SERIAL"}, Secret: "TOKEN"})}
+	if q.state == "" && q.serial == "" && !q.reused {
+		past, more, err := s.Tokens(ctx, tokenQuery{scope: who.Scope, past: true, limit: pagePast})
+		if err != nil {
+			return err
+		}
+		data.Split, data.Past, data.MorePast, q.state = len(past) > 0, past, more != nil, TokenOpen
+	}
 	tokens, next, err := s.Tokens(ctx, q)
 	if err != nil {
 		return err
@@ -279,7 +291,7 @@ type panelData struct {
 
 // Panel is the device page's part with its certificates.
 func (s *Service) Panel() ui.Panel {
-	return ui.Panel{ID: "certificates", Title: "Identity", Order: 300, Render: s.renderPanel}
+	return ui.Panel{ID: "certificates", Title: "Identity", Order: 600, Render: s.renderPanel}
 }
 
 // shownCertificates bounds the panel; the API lists all.

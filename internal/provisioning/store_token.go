@@ -123,6 +123,7 @@ type tokenPosition struct {
 type tokenQuery struct {
 	scope  device.Scope
 	state  TokenState // empty: all
+	past   bool       // all but the open ones; not together with state
 	reused bool       // only those that another key tried
 	num    int64      // 0: all
 	serial string     // empty: all
@@ -146,6 +147,9 @@ func (s *Service) queryTokens(ctx context.Context, in tokenQuery) ([]Token, erro
 		q.Add("AND used = 0 AND revoked > 0")
 	case TokenExpired:
 		q.Add("AND used = 0 AND revoked = 0 AND expires <= ?", sqldb.Micros(now))
+	}
+	if in.past {
+		q.Add("AND (used > 0 OR revoked > 0 OR expires <= ?)", sqldb.Micros(now))
 	}
 	if in.reused {
 		q.Add("AND reused > 0")
