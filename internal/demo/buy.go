@@ -14,6 +14,7 @@ import (
 	"steward/internal/client"
 	"steward/internal/release/push"
 	"steward/internal/release/signing"
+	"steward/internal/wire"
 )
 
 func (l *life) makeKeys(ctx context.Context) (string, error) {
@@ -26,7 +27,7 @@ func (l *life) placeOrder(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	maker, product := orElse(inv.Machine.Vendor, "unknown maker"), orElse(inv.Machine.Product, "unknown machine")
+	maker, product := machineName(inv)
 	for path, body := range map[string]client.Object{
 		"/suppliers/acme": {"name": "ACME Edge Supplies"},
 		"/models/this-machine": {
@@ -65,6 +66,11 @@ func tpmVersion(v string) string {
 		return v
 	}
 	return ""
+}
+
+// machineName is what the machine says that it is; firmware of virtual machines often says nothing.
+func machineName(inv wire.Inventory) (maker, name string) {
+	return orElse(inv.Machine.Vendor, "Unbranded"), orElse(inv.Machine.Product, runtime.GOARCH+" machine")
 }
 
 func orElse(s, otherwise string) string {

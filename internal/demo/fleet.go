@@ -125,12 +125,22 @@ func (f *fleet) run(ctx context.Context) error {
 	}
 	g.Add("this machine", func(ctx context.Context) error { return f.thisMachine(ctx, tokens[thisSerial]) })
 	g.Add("releases", f.releases)
-	fmt.Fprintf(f.cfg.Out, "%d simulated devices and this machine are enrolling. Stop with Ctrl-C; the data is kept.\n", f.cfg.Devices)
+	fmt.Fprintf(f.cfg.Out, "%d simulated devices, each with a day of made-up measurements, and this machine are enrolling. Stop with Ctrl-C; the data is kept.\n", f.cfg.Devices)
 	return g.Run(ctx)
 }
 
+// Simulated devices come with a day of measurements, as if they had been offline until now, so that the
+// charts have something to show. Each five minutes hold two of them, as rates need.
+const (
+	historySpan = 24 * time.Hour
+	historyStep = 150 * time.Second
+)
+
 // simulate runs one device's agent. One that was disposed of in the console ends without ending the demo.
 func (f *fleet) simulate(ctx context.Context, i int, device *sim.Device, token string) error {
+	if token != "" { // its first start
+		device.Remember(historySpan, historyStep)
+	}
 	a, err := agent.New(agent.Config{
 		StateDir: filepath.Join(f.cfg.Dir, "devices", device.Identity(ctx).Serial), Server: f.node.boot.Link, Token: token,
 		Serial: device.Identity(ctx).Serial, Host: device, Log: quiet(), Version: f.cfg.Version,

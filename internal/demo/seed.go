@@ -60,8 +60,9 @@ func (f *fleet) catalogue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	maker, name := machineName(inv)
 	return f.do(ctx, http.MethodPut, "/models/this-machine", client.Object{
-		"maker": orElse(inv.Machine.Vendor, "unknown maker"), "name": orElse(inv.Machine.Product, "unknown machine"),
+		"maker": maker, "name": name,
 		"architecture": runtime.GOARCH, "tpm": tpmVersion(inv.TPM), "secure_boot": inv.SecureBoot == "on",
 	}, nil)
 }
@@ -172,37 +173,42 @@ func (f *fleet) groups(ctx context.Context) error {
 
 // tokens labels the devices that are still in stock and makes a token for each.
 func (f *fleet) tokens(ctx context.Context) (map[string]string, error) {
-	sites := []string{"berlin", "lyon", "porto"}
-	out := map[string]string{}
-	for i, stage := range []string{"received", "staged"} {
+	var stock []client.Object // listed before the first token, which moves its device on to staged
+	for _, stage := range []string{"received", "staged"} {
 		devices, err := f.node.api.All(ctx, "/devices", url.Values{"stage": {stage}}, 0)
 		if err != nil {
 			return nil, err
 		}
-		for n, d := range devices {
-			id, _ := d["id"].(string)
-			serial, _ := d["serial"].(string)
-			ring := "stable"
-			if n%5 == 0 {
-				ring = "canary"
-			}
-			labels := client.Object{"site": sites[(n+i)%len(sites)], "ring": ring}
-			if serial == thisSerial {
-				labels = client.Object{"site": "here", "ring": "canary"}
-			}
-			if err := f.do(ctx, http.MethodPatch, "/devices/"+id, client.Object{"labels": labels}, nil); err != nil {
-				return nil, err
-			}
-			var token struct {
-				Token string `json:"token"`
-			}
-			if err := f.do(ctx, http.MethodPost, "/enrollment-tokens", client.Object{"device": id}, &token); err != nil {
-				return nil, err
-			}
-			out[serial] = token.Token
+		stock = append(stock, devices...)
+	}
+	out := map[string]string{}
+	for n, d := range stock {
+		id, _ := d["id"].(string)
+		serial, _ := d["serial"].(string)
+		if err := f.do(ctx, http.MethodPatch, "/devices/"+id, client.Object{"labels": demoLabels(serial, n)}, nil); err != nil {
+			return nil, err
 		}
+		var token struct {
+			Token string `json:"token"`
+		}
+		if err := f.do(ctx, http.MethodPost, "/enrollment-tokens", client.Object{"device": id}, &token); err != nil {
+			return nil, err
+		}
+		out[serial] = token.Token
 	}
 	return out, nil
+}
+
+// demoLabels spreads the devices over three sites; every fifth is a canary.
+func demoLabels(serial string, n int) client.Object {
+	if serial == thisSerial {
+		return client.Object{"site": "here", "ring": "canary"}
+	}
+	ring := "stable"
+	if n%5 == 0 {
+		ring = "canary"
+	}
+	return client.Object{"site": []string{"berlin", "lyon", "porto"}[n%3], "ring": ring}
 }
 
 // releases pushes a good release for everybody and, for the canaries, one whose health command fails.

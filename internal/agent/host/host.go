@@ -39,6 +39,12 @@ type Software interface {
 	Services(ctx context.Context) (*wire.Services, error)
 }
 
+// Measurement is what was measured at one time.
+type Measurement struct {
+	At      time.Time
+	Metrics []Metric
+}
+
 // Sensors are what changes by the minute.
 type Sensors interface {
 	// Metrics measures once; rates (CPU utilization) are those since the call before.

@@ -33,6 +33,12 @@ type Sender interface {
 	PostMetrics(ctx context.Context, body []byte) error
 }
 
+// Recorder is a host that has measured before the agent ran, oldest first. Simulated ones do, so that
+// their charts are not empty.
+type Recorder interface {
+	Recorded() []host.Measurement
+}
+
 // Config of a Room.
 type Config struct {
 	Host   host.Host
@@ -181,6 +187,7 @@ func (r *Room) keep(section wire.Section, v any) bool {
 // Run reads, measures and sends until ctx ends.
 func (r *Room) Run(ctx context.Context) error {
 	r.readFacts(ctx)
+	r.recall()
 	r.measure(ctx) // rates need a first sample; what needs none is shown soon after the start
 	r.send(ctx)
 	nextFacts := r.cfg.Now().Add(r.cfg.FactsInterval)
@@ -205,6 +212,19 @@ func (r *Room) Run(ctx context.Context) error {
 		}
 		r.measure(ctx)
 		r.send(ctx)
+	}
+}
+
+// recall buffers what the host has measured before, as if the device had been offline.
+func (r *Room) recall() {
+	recorder, records := r.cfg.Host.(Recorder)
+	if !records {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range recorder.Recorded() {
+		r.ring.add(m.At, m.Metrics)
 	}
 }
 

@@ -13,7 +13,27 @@ const day = 24 * time.Hour
 
 // Metrics follow the time of day, with noise that is the same for the same device and minute.
 func (d *Device) Metrics(ctx context.Context) ([]host.Metric, error) {
+	return d.metricsAt(d.fleet.cfg.Now()), ctx.Err()
+}
+
+// Remember makes the device come with what it has measured over the time before, as one that was offline.
+func (d *Device) Remember(over, every time.Duration) { d.remembers, d.every = over, every }
+
+// Recorded are the measurements to remember, oldest first; agents of simulated devices send them at
+// their start.
+func (d *Device) Recorded() []host.Measurement {
+	if d.remembers == 0 {
+		return nil
+	}
 	now := d.fleet.cfg.Now()
+	var out []host.Measurement
+	for at := now.Add(-d.remembers).Truncate(d.every).Add(d.every); at.Before(now); at = at.Add(d.every) {
+		out = append(out, host.Measurement{At: at, Metrics: d.metricsAt(at)})
+	}
+	return out
+}
+
+func (d *Device) metricsAt(now time.Time) []host.Metric {
 	busy := d.busy(now)
 	m := d.model
 	var out []host.Metric
@@ -46,7 +66,7 @@ func (d *Device) Metrics(ctx context.Context) ([]host.Metric, error) {
 			Attributes: map[string]string{host.AttrDevice: "eth0", host.AttrDirection: direction},
 		})
 	}
-	return out, ctx.Err()
+	return out
 }
 
 // busy is 0 at night and 1 in the middle of the day.

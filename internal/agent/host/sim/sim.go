@@ -62,6 +62,8 @@ type Device struct {
 	services *wire.Services
 	packages *wire.Packages
 	faults   faults
+
+	remembers, every time.Duration // see Remember
 }
 
 var _ host.Host = (*Device)(nil)
