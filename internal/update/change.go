@@ -23,6 +23,23 @@ type change struct {
 	name string // of the release
 	mark int64
 	at   time.Time
+
+	devices int64 // that were picked
+}
+
+// manyDevices is from how many devices on a change tells the planner what it has written: PostgreSQL
+// knows of rows that were written in this transaction only after an ANALYZE, and joins 100,000 of them
+// row by row otherwise.
+const manyDevices = 1000
+
+// plan lets the planner see the rows of a big change. SQLite plans by the indexes alone.
+func (c *change) plan(ctx context.Context, tables string) error {
+	analyze := c.tx.Dialect().Pick("", "ANALYZE "+tables)
+	if analyze == "" || c.devices < manyDevices {
+		return nil
+	}
+	_, err := c.exec(ctx, "look at what was written", sqldb.NewQuery(analyze))
+	return err
 }
 
 const picked = `(SELECT num FROM update_device WHERE picked = ?)`
@@ -40,7 +57,14 @@ func (c *change) pickMatching(ctx context.Context, tenant device.TenantID, devic
 	b := sqldb.NewQuery(`WITH matching (num) AS (`).Add(devices, args...).Add(`)
 		INSERT INTO update_device (num, tenant, picked) SELECT num, ?, ? FROM matching WHERE TRUE ORDER BY num
 		ON CONFLICT (num) DO UPDATE SET picked = excluded.picked`, tenant, c.mark)
-	return c.exec(ctx, "pick devices", b)
+	return c.pick(ctx, b)
+}
+
+func (c *change) pick(ctx context.Context, b *sqldb.Builder) (n int64, err error) {
+	if c.devices, err = c.exec(ctx, "pick devices", b); err != nil {
+		return 0, err
+	}
+	return c.devices, c.plan(ctx, "update_device")
 }
 
 func (c *change) pickOne(ctx context.Context, num int64) error {
@@ -50,7 +74,7 @@ func (c *change) pickOne(ctx context.Context, num int64) error {
 
 // pickUncommitted marks the devices that are asked for the assignment and have not committed it.
 func (c *change) pickUncommitted(ctx context.Context, a Assignment) (int64, error) {
-	return c.exec(ctx, "pick devices", sqldb.NewQuery(`UPDATE update_device SET picked = ? WHERE num IN
+	return c.pick(ctx, sqldb.NewQuery(`UPDATE update_device SET picked = ? WHERE num IN
 		(SELECT num FROM update_state WHERE assignment = ? AND current = 1 AND state <> ?)`, c.mark, a.num, wire.UpdateCommitted))
 }
 
@@ -62,7 +86,7 @@ func (c *change) pickFailed(ctx context.Context, a Assignment, cause string) (in
 	if cause != "" {
 		b.Add(`AND cause = ?`, cause)
 	}
-	return c.exec(ctx, "pick devices", b.Add(`)`))
+	return c.pick(ctx, b.Add(`)`))
 }
 
 const openStates = `('pending', 'downloading', 'downloaded', 'installed', 'healthy')`
@@ -147,6 +171,9 @@ type group struct {
 // rewrite gives each marked device the document that follows from what it is asked for. It costs three
 // statements per group, however many devices are in it.
 func (c *change) rewrite(ctx context.Context) error {
+	if err := c.plan(ctx, "update_state"); err != nil {
+		return err
+	}
 	groups, err := c.groups(ctx)
 	if err != nil {
 		return err
