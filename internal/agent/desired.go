@@ -81,9 +81,10 @@ func (a *Agent) follow(ctx context.Context) error {
 	retry := a.cfg.Retry
 	first := true // the first answer is whole: the state directory may have been restored from a backup
 	for ctx.Err() == nil {
-		epoch, wait := a.epoch(), a.pollWait()
+		have, wait := a.epoch(), a.pollWait()
+		epoch := have
 		if first || a.stale() {
-			epoch = 0
+			epoch = link.Whole
 		}
 		started := time.Now()
 		envelope, err := a.poll(ctx, epoch, wait)
@@ -92,17 +93,18 @@ func (a *Agent) follow(ctx context.Context) error {
 			err = a.accept(ctx, envelope)
 		case errors.Is(err, link.ErrNotModified):
 			err = nil
-			if short := time.Second - time.Since(started); wait > 0 && short > 0 && !sleep(ctx, short) {
-				return nil // a server or proxy that does not hold the request is not hammered
-			}
 		case ctx.Err() == nil && errors.Is(err, context.Canceled):
 			continue // poked: there is something newer
 		}
 		if err == nil {
-			first = false
 			retry.Reset()
 			a.contacted(nil)
 			a.applyPending(ctx)
+			// A server or proxy that does not hold the request is not hammered.
+			if short := time.Second - time.Since(started); !first && a.epoch() == have && wait > 0 && short > 0 && !sleep(ctx, short) {
+				return nil
+			}
+			first = false
 			continue
 		}
 		if ctx.Err() != nil {

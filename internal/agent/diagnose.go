@@ -229,7 +229,7 @@ func (d *diagnosis) server(ctx context.Context) bool {
 		return d.bad("state", "enroll with a new token", "%v", err)
 	}
 	client.UseIdentity(d.identity.TLS)
-	_, err = client.Desired(ctx, 0, 0)
+	_, err = client.Desired(ctx, link.Whole, 0)
 	if offset := d.cfg.Now().Sub(seen); !seen.IsZero() && offset.Abs() > clockTolerance {
 		d.bad("clock", "set the clock (NTP)", "the device's clock is %s the server's", aheadOrBehind(offset))
 	}

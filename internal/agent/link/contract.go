@@ -13,12 +13,16 @@ import (
 	"steward/internal/wire"
 )
 
-// Desired fetches the signed envelope. With a positive epoch the server answers only when it has
-// another one, after at most wait, else ErrNotModified.
+// Whole is Desired's epoch of a device that has no desired state yet, or wants it again. 0 is none: it is
+// the epoch of a device of which nothing is desired.
+const Whole int64 = -1
+
+// Desired fetches the signed envelope. With an epoch other than Whole the server answers only when it
+// has another one, after at most wait, else ErrNotModified.
 func (c *Client) Desired(ctx context.Context, epoch int64, wait time.Duration) (envelope []byte, err error) {
 	wait = min(wait, wire.MaxWaitSeconds*time.Second)
 	r := request{method: http.MethodGet, path: wire.PathDesired, limit: wire.MaxEnvelopeBytes, timeout: requestTimeout + wait}
-	if epoch > 0 {
+	if epoch >= 0 {
 		r.header = map[string]string{"If-None-Match": `"` + strconv.FormatInt(epoch, 10) + `"`}
 		if wait >= time.Second {
 			r.query = url.Values{"wait": {strconv.Itoa(int(wait / time.Second))}}
@@ -31,7 +35,7 @@ func (c *Client) Desired(ctx context.Context, epoch int64, wait time.Duration) (
 	switch {
 	case got.status != http.StatusNotModified:
 		return got.body, nil
-	case epoch > 0:
+	case epoch >= 0:
 		return nil, ErrNotModified
 	}
 	return nil, errors.New("fetch the desired state: the server withholds it: it was asked for the whole, not whether it has changed")

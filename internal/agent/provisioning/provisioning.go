@@ -270,7 +270,7 @@ func (r *Room) Renew(ctx context.Context) error {
 func (r *Room) probe(ctx context.Context, next *Identity) error {
 	client := r.cfg.Client.Probe(next.TLS)
 	defer client.Close()
-	_, err := client.Desired(ctx, 0, 0)
+	_, err := client.Desired(ctx, link.Whole, 0)
 	switch link.CodeOf(err) {
 	case wire.CodeRevoked, wire.CodeUnknownDevice, wire.CodeSuperseded, wire.CodeExpired:
 		// The server will never take it: begin anew, with the certificate that still works.
