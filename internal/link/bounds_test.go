@@ -216,6 +216,27 @@ func TestConnectionsAreBounded(t *testing.T) {
 	eventually(t, func() bool { return h.link.Connections() == 0 })
 }
 
+func TestOneAddressCannotTakeAllPlaces(t *testing.T) {
+	h := lite(t, func(cfg *link.Config) { cfg.MaxConnections = 100 })
+	m := h.enrolled(device.DefaultTenant, "SN-1")
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			_ = c.Close()
+		}
+	}()
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range 120 { // never say who they are
+		c, err := from.DialContext(t.Context(), "tcp4", h.addr)
+		h.must(err)
+		open = append(open, c)
+	}
+	eventually(t, func() bool { n := h.link.Connections(); return n >= 64 && n < 70 })
+	if got := m.get(wire.PathDesired); got.status != http.StatusOK {
+		t.Errorf("a device elsewhere is refused: %d", got.status)
+	}
+}
+
 func TestShutdownEndsLongPollsAndLeavesNothingOpen(t *testing.T) {
 	h := lite(t, nil)
 	m := h.enrolled(device.DefaultTenant, "SN-1")

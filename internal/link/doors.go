@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ type doors struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
+	strange map[netip.Addr]int // connections of which no request was identified yet, by address as buckets
 	parties map[int64]*party
 	revoked map[int64]time.Time // lately, so that a request that was identified just before is caught
 }
@@ -40,7 +42,7 @@ type visit struct {
 var errRevokedNow = errors.New("revoked during the request")
 
 func newDoors(cfg Config) *doors {
-	return &doors{cfg: cfg, conns: map[*conn]struct{}{}, parties: map[int64]*party{}, revoked: map[int64]time.Time{}}
+	return &doors{cfg: cfg, conns: map[*conn]struct{}{}, strange: map[netip.Addr]int{}, parties: map[int64]*party{}, revoked: map[int64]time.Time{}}
 }
 
 func (d *doors) count() int {
@@ -58,21 +60,40 @@ func (d *doors) running(num int64) int {
 	return 0
 }
 
-// add takes a connection in; false when there are too many.
+// strangersAtLeast is how many connections that have not shown who they are one address may always have.
+const strangersAtLeast = 64
+
+// add takes a connection in; false when there are too many, or when its address alone holds a quarter of
+// all places without having shown a device's certificate: one host must not lock the fleet out.
 func (d *doors) add(c *conn, most int) bool {
+	host := hostOf(c.RemoteAddr().String())
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.conns) >= most {
+	if len(d.conns) >= most || d.strange[host] >= max(most/4, strangersAtLeast) {
 		return false
 	}
 	d.conns[c] = struct{}{}
+	d.strange[host]++
+	c.strangeOf = host
 	return true
+}
+
+// known takes the connection off its address' account. The lock is held.
+func (d *doors) known(c *conn) {
+	if !c.strangeOf.IsValid() {
+		return
+	}
+	if d.strange[c.strangeOf]--; d.strange[c.strangeOf] <= 0 {
+		delete(d.strange, c.strangeOf)
+	}
+	c.strangeOf = netip.Addr{}
 }
 
 func (d *doors) remove(c *conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.conns, c)
+	d.known(c)
 	if p := d.parties[c.num]; p != nil {
 		delete(p.conns, c)
 	}
@@ -129,6 +150,7 @@ func (d *doors) enter(num int64, v *visit, identified time.Time) admission {
 	p.last = d.cfg.Now()
 	if v.conn != nil && v.conn.num == 0 { // a connection's certificate, and so its device, never changes
 		v.conn.num = num
+		d.known(v.conn)
 		p.conns[v.conn] = struct{}{}
 	}
 	if len(p.requests) >= d.cfg.Concurrent {
@@ -215,14 +237,16 @@ func (d *doors) closeAll() {
 }
 
 // conn is one TCP connection. num is its device, 0 until a request has been identified; speaks is
-// until when an answer may be on its way that must arrive. doors' lock guards num, speaks and later.
+// until when an answer may be on its way that must arrive; strangeOf is its address until num is known.
+// doors' lock guards all but the first three.
 type conn struct {
 	net.Conn
-	doors  *doors
-	once   sync.Once
-	num    int64
-	speaks time.Time
-	later  *time.Timer
+	doors     *doors
+	once      sync.Once
+	num       int64
+	speaks    time.Time
+	later     *time.Timer
+	strangeOf netip.Addr
 }
 
 // Close is also what net/http calls; the TCP connection goes at once, without TLS's farewell, which a
@@ -289,7 +313,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		_ = raw.Close()
 		if now := time.Now(); now.Sub(l.warned) > time.Minute {
 			l.warned = now
-			l.log.Warn("link: too many connections, new ones are closed", "max", l.max)
+			l.log.Warn("link: too many connections, new ones are closed", "max", l.max, "of", raw.RemoteAddr().String())
 		}
 	}
 }
