@@ -100,7 +100,7 @@ func TestTableLeavesEmptyColumnsOut(t *testing.T) {
 
 func TestClosedLoopDoesEachOnceAndCountsFailures(t *testing.T) {
 	seen := make(chan int, 100)
-	m := closedLoop(t.Context(), 7, 100, func(_ context.Context, i int) error {
+	m := loop{workers: 7, count: 100}.run(t.Context(), func(_ context.Context, i int) error {
 		seen <- i
 		if i%10 == 0 {
 			return errors.New("no")

@@ -21,7 +21,7 @@ func (b *bench) enroll(ctx context.Context) ([]Result, error) {
 			do   func() measured
 		}{
 			{"enroll", func() measured {
-				return closedLoop(ctx, enrollments, len(alone), func(ctx context.Context, i int) error { return f.enrollOnly(ctx, alone[i]) })
+				return loop{workers: enrollments, count: len(alone)}.run(ctx, func(ctx context.Context, i int) error { return f.enrollOnly(ctx, alone[i]) })
 			}},
 			{"enroll/and report all", func() measured { return f.join(ctx, whole) }},
 		} {
@@ -175,7 +175,7 @@ func (f *fleet) converged(ctx context.Context, before []int64, began time.Time) 
 func (f *fleet) unacknowledged(ctx context.Context) (int, error) {
 	var mu sync.Mutex
 	unknown := 0
-	m := closedLoop(ctx, 4, len(f.agents), func(ctx context.Context, i int) error {
+	m := loop{workers: 4, count: len(f.agents)}.run(ctx, func(ctx context.Context, i int) error {
 		status := f.agents[i].Status()
 		var twin struct {
 			Epoch    int64 `json:"epoch"`

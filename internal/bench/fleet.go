@@ -55,7 +55,7 @@ func (f *fleet) join(ctx context.Context, tickets []ticket) measured {
 	running, stop := context.WithCancel(ctx)
 	f.stop = stop
 	agents := make([]*agent.Agent, len(tickets))
-	m := closedLoop(ctx, enrollments, len(tickets), func(ctx context.Context, i int) (err error) {
+	m := loop{workers: enrollments, count: len(tickets)}.run(ctx, func(ctx context.Context, i int) (err error) {
 		agents[i], err = f.start(running, i, tickets[i])
 		if err != nil {
 			return err

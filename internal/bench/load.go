@@ -15,24 +15,31 @@ type measured struct {
 	first         error           // of those that failed
 }
 
-// closedLoop does count things with so many workers, each beginning the next when its last is done.
-func closedLoop(ctx context.Context, workers, count int, do func(ctx context.Context, i int) error) measured {
-	m := measured{count: count}
+// loop is closed: each worker begins the next thing when its last is done.
+type loop struct {
+	workers, count int
+	limit          time.Duration // after it no more is begun; 0: none
+}
+
+// run does the things and measures each.
+func (l loop) run(ctx context.Context, do func(ctx context.Context, i int) error) measured {
+	began := time.Now()
+	m := measured{}
 	var mu sync.Mutex
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	began := time.Now()
-	for range min(workers, count) {
+	for range min(l.workers, l.count) {
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			for ctx.Err() == nil && (l.limit == 0 || time.Since(began) < l.limit) {
 				i := int(next.Add(1)) - 1
-				if i >= count {
+				if i >= l.count {
 					return
 				}
 				start := time.Now()
 				err := do(ctx, i)
 				took := time.Since(start)
 				mu.Lock()
+				m.count++
 				if err == nil {
 					m.latencies = append(m.latencies, took)
 				} else {

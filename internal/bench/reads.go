@@ -19,6 +19,7 @@ const (
 	readTokens  = 24   // a token may make 200 requests a second
 	deepPage    = 0.6  // where in the fleet the deep page lies
 	readTimeout = 30 * time.Second
+	roundTime   = 20 * time.Second // of a slow kind of request
 )
 
 // read is one kind of request.
@@ -154,14 +155,16 @@ func (n *node) sample(ctx context.Context, depth int) (ids []string, deep string
 // measureRead runs the rounds of one kind after a short warm-up.
 func (b *bench) measureRead(ctx context.Context, n *node, r *reader, kind read) (Result, error) {
 	get := func(ctx context.Context, i int) error { return r.get(ctx, kind, i) }
-	if m := closedLoop(ctx, b.clients, 2*b.clients, get); m.first != nil {
+	warm := loop{workers: b.clients, count: 2 * b.clients}
+	if m := warm.run(ctx, get); m.first != nil {
 		return Result{}, fmt.Errorf("%s: %w", kind.name, m.first)
 	}
 	var rounds []Result
 	for round := range b.rounds {
 		var m measured
 		used, err := n.during(func() error {
-			m = closedLoop(ctx, b.clients, b.requests, func(ctx context.Context, i int) error { return get(ctx, round*b.requests+i) })
+			l := loop{workers: b.clients, count: b.requests, limit: roundTime}
+			m = l.run(ctx, func(ctx context.Context, i int) error { return get(ctx, round*b.requests+i) })
 			return ctx.Err()
 		})
 		if err != nil {
@@ -171,8 +174,8 @@ func (b *bench) measureRead(ctx context.Context, n *node, r *reader, kind read) 
 			b.say("%s: %d of %d failed, the first by: %s", kind.name, m.failed, m.count, m.first)
 		}
 		row := m.result()
-		row.CPUPerRequest = milliseconds(used.server) / float64(b.requests)
-		row.DatabaseCPUPerRequest = milliseconds(used.database) / float64(b.requests)
+		row.CPUPerRequest = milliseconds(used.server) / float64(m.count)
+		row.DatabaseCPUPerRequest = milliseconds(used.database) / float64(m.count)
 		rounds = append(rounds, row)
 	}
 	row := medianOf(rounds)
