@@ -119,6 +119,7 @@ type liveStream struct {
 	account string
 	topics  []string
 	after   int64
+	checked time.Time // when the session was last seen to hold
 }
 
 // run returns nil in every case once the stream has begun: the answer's head is out, so there is no
@@ -136,6 +137,7 @@ func (s *liveStream) run(ctx context.Context) error {
 			break
 		}
 	}
+	s.checked = time.Now()
 	h := s.w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
@@ -154,15 +156,20 @@ func (s *liveStream) step(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, liveHeartbeat)
 	defer cancel()
 	head, err := s.c.cfg.Events.Wait(wait, s.after)
-	if err != nil && wait.Err() != nil && ctx.Err() == nil {
-		// The session may have ended since; then the browser's next try is refused.
+	idle := err != nil && wait.Err() != nil && ctx.Err() == nil
+	if err != nil && !idle {
+		return err
+	}
+	// The session may have ended since, also while there was always something to tell; then the browser's
+	// next try is refused.
+	if idle || time.Since(s.checked) >= liveHeartbeat {
 		if _, err := s.c.cfg.Auth.Authenticate(s.r); err != nil {
 			return err
 		}
-		return s.send(": still here\n\n")
+		s.checked = time.Now()
 	}
-	if err != nil {
-		return err
+	if idle {
+		return s.send(": still here\n\n")
 	}
 	changed, err := s.c.cfg.Events.TopicsSince(ctx, s.tenant, s.after, head)
 	if err != nil {
