@@ -172,7 +172,7 @@ func (r *rooms) pages(c *ui.Console) *registry.Desk {
 	r.disposal.Pages(c)
 	panels := append(r.twin.Pages(c), r.ledger.Pages(c), r.purchase.Panel(), r.provisioning.Panel(), r.update.Panel(), r.monitoring.Panel(), r.disposal.Panel())
 	desk := registry.NewDesk(registry.DeskConfig{
-		Registry: r.registry, Presence: presence{r.monitoring}, PresenceCounts: r.presenceCounts,
+		Registry: r.registry, Presence: presence{r.monitoring}, PresenceCounts: r.presenceCounts, PresenceIn: presenceIn,
 		ModelNames: r.modelNames, Panels: panels, Recent: r.ledger, Sentence: r.ledger.Sentence, Log: r.cfg.Log,
 		Notices: []func(context.Context, device.Scope) ([]ui.Notice, error){
 			r.provisioning.Notices, r.update.Notices, r.monitoring.Notices, r.disposal.Notices, r.release.Notices, r.purchase.Notices,

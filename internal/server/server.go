@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"steward/internal/client"
 	"steward/internal/device"
 	"steward/internal/httpapi"
@@ -85,14 +87,14 @@ func (s *Server) listen() (err error) {
 	if s.linkListener, err = net.Listen("tcp", s.cfg.LinkAddr); err != nil {
 		return fmt.Errorf("listen for the link: %w", err)
 	}
-	s.door = linkDoor{url: s.cfg.linkURL(s.linkListener.Addr()), names: s.cfg.linkNames(s.linkListener.Addr())}
+	s.door = linkDoor{url: s.cfg.linkURL(s.linkListener.Addr()), names: s.cfg.linkNames(s.linkListener.Addr(), s.consoleListener.Addr())}
 	return nil
 }
 
 // makeDoors makes API, console and link over the rooms.
 func (s *Server) makeDoors(ctx context.Context) (err error) {
 	r, cfg := s.rooms, s.cfg
-	s.api = r.newAPI()
+	s.api = r.newAPI(newRegistry(gauges{rooms: r, connections: func() int { return s.link.Connections() }}))
 	s.console = ui.New(ui.Config{Auth: r.access, Log: cfg.Log, Nav: navigation, Events: r.ledger, Now: cfg.Now, Version: cfg.Version})
 	r.routes(s.api, r.pages(s.console))
 	s.handler = s.api.Observe(s.mux())
@@ -105,10 +107,10 @@ func (s *Server) makeDoors(ctx context.Context) (err error) {
 	return err
 }
 
-func (r *rooms) newAPI() *httpapi.API {
+func (r *rooms) newAPI(metrics *prometheus.Registry) *httpapi.API {
 	return httpapi.New(httpapi.Config{
 		Version: r.cfg.Version, Auth: r.access, Log: r.cfg.Log, DB: r.db, Now: r.cfg.Now, Proxies: r.cfg.TrustedProxies,
-		Ready: map[string]func(context.Context) error{"database": r.db.Ping}, OpenMetricsToLoopback: !r.cfg.BehindProxy,
+		Ready: r.ready(), Metrics: metrics, OpenMetricsToLoopback: !r.cfg.BehindProxy,
 	})
 }
 
