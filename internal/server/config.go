@@ -135,13 +135,14 @@ func (c Config) linkURL(addr net.Addr) string {
 	return "https://" + net.JoinHostPort(host, port)
 }
 
-// linkNames are all names and addresses that the link's certificate should be valid for.
-func (c Config) linkNames(addr net.Addr) []string {
+// linkNames are all names and addresses that the certificate of our own link authority should be valid
+// for: those of the link, and of the console, which uses the same one when it has none of its own.
+func (c Config) linkNames(link, console net.Addr) []string {
 	names := append([]string{"localhost", "127.0.0.1", "::1"}, c.LinkNames...)
-	if host, _, err := net.SplitHostPort(strings.TrimPrefix(c.linkURL(addr), "https://")); err == nil {
+	if host, _, err := net.SplitHostPort(strings.TrimPrefix(c.linkURL(link), "https://")); err == nil {
 		names = append(names, host)
 	}
-	if isLoopback(addr) {
+	if isLoopback(link) && isLoopback(console) {
 		return names
 	}
 	if name, err := os.Hostname(); err == nil {
