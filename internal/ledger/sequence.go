@@ -175,8 +175,8 @@ func (l *Ledger) sign(size int64, root tlog.Hash) (string, error) {
 	return string(signed), nil
 }
 
-// adopt signs the head with this program's key when it is unsigned, or signed with another key: then
-// the key was lost or replaced, and the ledger says so itself.
+// adopt signs the head with this program's key when that key hasn't signed it. Unless the ledger is
+// empty, the key was then lost or replaced, or somebody wrote to the database, and the ledger says so itself.
 func (l *Ledger) adopt(ctx context.Context) error {
 	return l.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		if err := tx.ReadCommitted(ctx); err != nil {
@@ -186,15 +186,15 @@ func (l *Ledger) adopt(ctx context.Context) error {
 		if err != nil || busy {
 			return err
 		}
-		if h.checkpoint != "" {
+		if h.checkpoint != "" || h.size > 0 {
 			if _, err := OpenCheckpoint([]byte(h.checkpoint), l.cfg.Key.Verifier()); err == nil {
 				return nil
 			}
-			l.cfg.Log.WarnContext(ctx, "the ledger was signed with another key and goes on with this one",
+			l.cfg.Log.WarnContext(ctx, "the ledger was not signed with this key and goes on with it",
 				"verifier", l.cfg.Key.Verifier(), "size", h.size)
 			err := l.Append(ctx, tx, Event{
 				Tenant: device.DefaultTenant, Kind: "ledger.rekeyed", Actor: device.System("ledger"),
-				Reason: "the tree head was signed with another key",
+				Reason: "the tree head was not signed with this key",
 				Data:   Facts(map[string]any{"verifier": l.cfg.Key.Verifier(), "size": h.size, "old_checkpoint": h.checkpoint}),
 			})
 			if err != nil {

@@ -245,3 +245,32 @@ func BenchmarkAppendAndSequence(b *testing.B) {
 		b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
 	})
 }
+
+func TestAHeadThatLostItsSignatureIsNotSignedInSilence(t *testing.T) {
+	each(t, func(h house) {
+		h.fill(3)
+		err := h.db.Write(t.Context(), func(tx *sqldb.Tx) error { // an intruder who may write to the database
+			_, err := tx.Exec(t.Context(), "UPDATE ledger_head SET checkpoint = ''")
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := h.open(ledger.Config{})
+		h.append(event("test.waits", ""))
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		done := make(chan error, 1)
+		go func() { done <- l.Run(ctx) }()
+		if _, err := l.Wait(ctx, 4); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if events := h.events(ledger.Filter{Kinds: []string{"ledger"}}); len(events) != 1 || events[0].Kind != "ledger.rekeyed" {
+			t.Errorf("the ledger doesn't tell: %+v", events)
+		}
+	})
+}
