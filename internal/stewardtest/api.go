@@ -252,3 +252,9 @@ func (a *API) Counts(assignment string) map[string]int {
 	}
 	return counts
 }
+
+// Counted is how many devices are in the stage.
+func (a *API) Counted(stage string) int {
+	a.t.Helper()
+	return len(a.List("/devices?stage=" + stage))
+}

@@ -121,26 +121,34 @@ func (b *Browser) Open(t testing.TB, url string, o Options) *Tab {
 	ctx, cancel := context.WithTimeout(tabCtx, tabTimeout)
 	t.Cleanup(func() { cancel(); closeTab() })
 	tab.ctx = ctx
-	theme := "light"
-	if o.Dark {
-		theme = "dark"
-	}
 	headers := network.Headers{}
 	for k, v := range o.Header {
 		headers[k] = v
 	}
+	tab.Look(o.Width, o.Height, o.Dark)
 	steps := []chromedp.Action[chromedp.Void]{
 		command(network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: headers}),
-		command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
-			Width: int64(o.Width), Height: int64(o.Height), DeviceScaleFactor: 1, Mobile: o.Width < 600}),
-		command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
-			{Name: "prefers-color-scheme", Value: theme}, {Name: "prefers-reduced-motion", Value: "reduce"}}}),
 	}
 	for k, v := range o.Cookie {
 		steps = append(steps, command(network.SetCookie, network.SetCookieParams{Name: k, Value: v, URL: url}))
 	}
 	tab.Run(append(steps, chromedp.Navigate(url))...)
 	return tab
+}
+
+// Look gives the tab another size, in CSS pixels, and theme; the page stays loaded.
+func (tab *Tab) Look(width, height int, dark bool) {
+	tab.t.Helper()
+	theme := "light"
+	if dark {
+		theme = "dark"
+	}
+	tab.Run(
+		command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+			Width: int64(width), Height: int64(height), DeviceScaleFactor: 1, Mobile: width < 600}),
+		command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+			{Name: "prefers-color-scheme", Value: theme}, {Name: "prefers-reduced-motion", Value: "reduce"}}}),
+	)
 }
 
 // command makes an action of a command of the protocol.
