@@ -209,15 +209,16 @@ func (r *Room) checkSpace(step, dir string, bytes int64) error {
 	if err != nil {
 		return fmt.Errorf("find out how much space is free: %w", err)
 	}
-	if free < bytes+r.cfg.ReserveBytes {
-		return refuse(step, "not enough space: %d MiB are needed and %d MiB kept in reserve, %d MiB are free",
-			mebi(bytes), mebi(r.cfg.ReserveBytes), free>>20)
+	// A router with a few MiB of flash must be able to update too: the reserve is a part of what is free.
+	if reserve := min(r.cfg.ReserveBytes, free/4); free < bytes+reserve {
+		return refuse(step, "not enough space: %d KiB are needed and %d KiB kept in reserve, %d KiB are free",
+			kibi(bytes), kibi(reserve), free>>10)
 	}
 	return nil
 }
 
-// mebi rounds up.
-func mebi(bytes int64) int64 { return (bytes + 1<<20 - 1) >> 20 }
+// kibi rounds up.
+func kibi(bytes int64) int64 { return (bytes + 1<<10 - 1) >> 10 }
 
 // downloadTimeout ends one request; the next goes on where it stopped. It bounds what a source that
 // trickles can hold.

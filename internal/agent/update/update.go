@@ -45,7 +45,8 @@ type Config struct {
 	Changed func()
 	// Architecture is the GOARCH value that components are chosen by; empty means this build's.
 	Architecture string
-	// ReserveBytes is the space that downloads and unpacking leave free; 0 means 64 MiB.
+	// ReserveBytes is the space that downloads and unpacking leave free, at most a quarter of what is free
+	// before; 0 means 64 MiB.
 	ReserveBytes int64
 	// Backoff is the pause before the n-th repetition (from 1) after trouble that may pass; nil means
 	// 5 s doubling up to 15 minutes.

@@ -374,7 +374,7 @@ func TestFullDiskIsRefusedBeforeAnythingChanges(t *testing.T) {
 	m, a = simple(t, "2.0")
 	ref := repo.publish(m, a)
 	d.host.mu.Lock()
-	d.host.free = 64 << 20 // the reserve and nothing more
+	d.host.free = 100 // bytes
 	d.host.mu.Unlock()
 	calls := len(d.host.calls)
 	d.apply(ref)
