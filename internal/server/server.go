@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,7 +36,6 @@ type Server struct {
 	door                          linkDoor
 	admin                         client.BootstrapAdmin
 	token                         string
-	stopping                      atomic.Bool
 }
 
 // linkDoor is where and under which names devices reach the link.
