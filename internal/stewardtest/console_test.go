@@ -61,7 +61,7 @@ func TestEveryConsolePageIsReadableAndLive(t *testing.T) {
 	signIn(t, h, b)
 	c := &crawl{t: t, h: h, browser: b, seen: map[string]bool{}}
 	paths := []string{"/", "/enrollment/clones", "/monitoring/disk", "/monitoring/clock"} // these are linked when there is trouble
-	for _, d := range h.List("/devices") { // one of each stage, which look different
+	for _, d := range h.List("/devices") {                                                // one of each stage, which look different
 		stage, _ := d["stage"].(string)
 		id, _ := d["id"].(string)
 		if c.once("device in stage " + stage) {
