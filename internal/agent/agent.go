@@ -244,23 +244,39 @@ func (a *Agent) settle() error {
 		}
 	}
 	for key, value := range map[string]*string{keyServer: &a.cfg.Server, keyToken: &a.cfg.Token, keySerial: &a.cfg.Serial, keyInstance: &a.instance} {
-		if *value == "" {
-			if _, err := a.journal.Get(key, value); err != nil {
-				return err
-			}
-		}
-		if *value == "" && key == keyInstance {
-			*value = randomHex()
-		}
-		if *value != "" {
-			if err := a.journal.Put(key, *value); err != nil {
-				return err
-			}
+		if err := a.settleOne(key, value); err != nil {
+			return err
 		}
 	}
 	if a.cfg.Server == "" {
 		return errors.New("no server was given (--server https://host:port)")
 	}
+	return nil
+}
+
+// settleOne takes what was stored when nothing is given. What a full disk does not let be stored is told
+// and counts for this start: the device stays in contact. Only the instance must not change with every
+// start, since it would look like a clone.
+func (a *Agent) settleOne(key string, value *string) error {
+	var stored string
+	if _, err := a.journal.Get(key, &stored); err != nil {
+		return err
+	}
+	switch {
+	case *value == "" && stored == "" && key == keyInstance:
+		*value = randomHex()
+	case *value == "":
+		*value = stored
+	}
+	if *value == stored {
+		return nil
+	}
+	err := a.journal.Put(key, *value)
+	if err == nil || key == keyInstance {
+		return err
+	}
+	a.problems.set("settings", "not stored for later starts: "+err.Error())
+	a.cfg.Log.Warn("setting not stored for later starts", "error", err)
 	return nil
 }
 

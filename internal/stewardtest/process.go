@@ -215,7 +215,12 @@ type Process struct {
 // Process makes a process of the real agent; it isn't started yet.
 func (h *House) Process(serial, token string) *Process {
 	h.t.Helper()
-	state := filepath.Join(h.t.TempDir(), "state")
+	return h.ProcessAt(filepath.Join(h.t.TempDir(), "state"), serial, token)
+}
+
+// ProcessAt is Process with a state directory of the caller's choice; the log lies beside it.
+func (h *House) ProcessAt(state, serial, token string) *Process {
+	h.t.Helper()
 	p := &Process{State: state, t: h.t, process: &process{
 		program: AgentProgram(h.t), args: []string{"--state", state, "--server", h.Boot.Link, "--serial", serial, "--interval", "1s"},
 		env: []string{"STEWARD_TOKEN=" + token}, log: state + ".log",
