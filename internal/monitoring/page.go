@@ -281,6 +281,9 @@ func (s *Service) renderPanel(ctx context.Context, _ httpapi.Principal, d device
 		return "", err
 	}
 	data.Span = ui.FormatDuration(span)
+	if span == dayHours*time.Hour {
+		data.Span = "24 h"
+	}
 	data.Charts = drawAll("m", charts)
 	current, err := s.CurrentValues(ctx, d)
 	if err != nil {

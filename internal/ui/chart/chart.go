@@ -77,7 +77,7 @@ func (c TimeSeries) HTML() template.HTML {
 	}
 	f := c.scale()
 	var b strings.Builder
-	fmt.Fprintf(&b, `<figure class="chart"><figcaption><span>%s</span><span class="now">%s</span></figcaption>`, esc(c.Title), esc(c.now()))
+	fmt.Fprintf(&b, `<figure class="chart"><figcaption><span>%s</span><span class="now">%s</span></figcaption>`, esc(c.Title), esc(c.caption()))
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %s %s" role="img" aria-labelledby="%s-t %s-d">`, num(c.Width), num(c.Height), esc(c.ID), esc(c.ID))
 	fmt.Fprintf(&b, `<title id="%s-t">%s</title><desc id="%s-d">%s</desc>`, esc(c.ID), esc(c.Title), esc(c.ID), esc(c.describe()))
 	f.grid(&b)
@@ -286,7 +286,7 @@ func (f frame) hits(b *strings.Builder) {
 func (c TimeSeries) legend(b *strings.Builder) {
 	b.WriteString(`<ul class="legend">`)
 	for i, s := range c.Series {
-		fmt.Fprintf(b, `<li><svg viewBox="0 0 18 10" aria-hidden="true"><path class="line s%d" d="M0 5h18"/></svg>%s</li>`, i+1, esc(s.Name))
+		fmt.Fprintf(b, `<li><svg viewBox="0 0 18 10" aria-hidden="true"><path class="line s%d" d="M0 5h18"/></svg>%s</li>`, i+1, esc(s.Name+" "+c.last(s)))
 	}
 	if c.Band != nil {
 		fmt.Fprintf(b, `<li><svg viewBox="0 0 18 10" aria-hidden="true"><path class="area s1" d="M0 0h18v10H0z"/></svg>%s</li>`, esc(c.Band.Name))
@@ -294,20 +294,19 @@ func (c TimeSeries) legend(b *strings.Builder) {
 	b.WriteString(`</ul>`)
 }
 
-// now is the last value of each series, for the caption.
-func (c TimeSeries) now() string {
-	var words []string
-	for _, s := range c.Series {
-		text := "no data"
-		if last, found := lastOf(s.Points); found {
-			text = c.Unit.Format(last.V)
-		}
-		if len(c.Series) > 1 {
-			text = s.Name + " " + text
-		}
-		words = append(words, text)
+// caption is the last value, beside the title; several series have theirs in the legend.
+func (c TimeSeries) caption() string {
+	if len(c.Series) != 1 {
+		return ""
 	}
-	return strings.Join(words, " · ")
+	return c.last(c.Series[0])
+}
+
+func (c TimeSeries) last(s Series) string {
+	if last, found := lastOf(s.Points); found {
+		return c.Unit.Format(last.V)
+	}
+	return "no data"
 }
 
 // describe says the chart in a sentence per series.
