@@ -150,7 +150,8 @@ func (p *pages) recent(ctx context.Context, scope device.Scope) ([]happening, er
 		told[m] = e.Kind
 		sentence := p.sentence(e)
 		i := slices.IndexFunc(out, func(h happening) bool {
-			return h.Kind == e.Kind && h.Sentence == sentence && e.Device != "" && h.Event.Device != "" && h.At.Sub(e.At) < groupSpan
+			alike := h.Kind == e.Kind && h.Sentence == sentence && h.At.Sub(e.At) < groupSpan
+			return alike && (e.Device != "" && h.Event.Device != "" || e.Device == h.Event.Device && e.Actor.ID == h.Actor.ID)
 		})
 		if i < 0 {
 			if len(out) == recentLines {

@@ -178,6 +178,22 @@ func TestHomeSaysWhatNeedsSomebodyAndLinksEveryNumber(t *testing.T) {
 	}
 }
 
+func TestHomeTellsOnceWhatHappenedToManyDevices(t *testing.T) {
+	s := newSite(t, boss, registry.DeskConfig{Sentence: func(e ledger.Event) string { return "Did " + e.Kind }})
+	for _, serial := range []string{"1", "2", "3"} {
+		s.create(device.New{Serial: serial})
+	}
+	d := s.create(device.New{Serial: "4"})
+	s.move(d.Num, device.Staged)
+	ledgertest.Events(t, s.l, ledger.Filter{})
+	w := s.get("/")
+	s.want(w, 200, `href="/ledger?kind=device.created">4 devices</a>`, `href="/devices/`+string(d.ID)+`">4</a>`,
+		`<span class="life-count">3</span><span class="life-name">received`, `class="life-idle none"`)
+	if n := strings.Count(w.Body.String(), "Did device.created"); n != 1 {
+		t.Errorf("four events of a kind are told in %d lines", n)
+	}
+}
+
 func TestListKeepsItsFilterInTheURLAndPages(t *testing.T) {
 	s := newSite(t, boss, registry.DeskConfig{
 		Facts: func(_ context.Context, nums []int64) (map[int64][]string, error) {
