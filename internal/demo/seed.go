@@ -39,6 +39,9 @@ func (f *fleet) do(ctx context.Context, method, path string, body, out any) erro
 }
 
 func (f *fleet) catalogue(ctx context.Context) error {
+	if have, err := f.serials(ctx); err != nil || len(have) > 0 {
+		return err // an earlier start has made it, and bought by it
+	}
 	for id, s := range map[string]client.Object{
 		"northwind":   {"name": "Northwind Industrial Supply", "contact": "Sales", "email": "sales@northwind.example"},
 		"embedded-eu": {"name": "Embedded Europe GmbH", "website": "https://embedded.example"},
@@ -249,6 +252,15 @@ func (f *fleet) push(ctx context.Context, version, selector string, health []wir
 	}
 	if err != nil {
 		return err
+	}
+	before, err := f.node.api.All(ctx, "/assignments", url.Values{"name": {"edge-app"}}, 0)
+	if err != nil {
+		return err
+	}
+	for _, a := range before {
+		if a["version"] == version {
+			return nil // as made by an earlier start, or changed since
+		}
 	}
 	body := client.Object{"name": "edge-app", "version": version, "selector": selector, "note": "demo"}
 	return f.do(ctx, http.MethodPost, "/assignments", body, nil)
