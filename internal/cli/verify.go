@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"steward/internal/disposal"
+	"steward/internal/ledger"
 )
 
 // maxCertificateBytes bounds what verify reads.
@@ -18,12 +20,15 @@ func (a *app) verifyCommand() *cobra.Command {
 	var opts disposal.VerifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
-		Short: "Check a disposal certificate offline",
+		Short: "Check a disposal certificate, or the proof of a ledger's event, offline",
 		Long: `verify checks every part of a disposal certificate without a server: the issuer's signature, the device's
 signed statement, its certificate chain, the ledger's events with their proofs and signed tree head, and
 that the parts agree. Name the keys that you trust (they stand in the server's bootstrap.json, and should
 be kept where the server can't change them); keys that are not named are taken from the file itself, which
-only shows that the file is consistent, and the result says so.`,
+only shows that the file is consistent, and the result says so.
+
+A file from "steward ledger proof EVENT -o json" is checked against --ledger-key: that the event stands in
+the ledger's tree, in the place and with the words that the file says.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			p, err := a.printer(cmd)
@@ -43,6 +48,9 @@ only shows that the file is consistent, and the result says so.`,
 			data, err := readCertificate(cmd.InOrStdin(), argv[0])
 			if err != nil {
 				return err
+			}
+			if proof, err := ledger.ParseProof(data); err == nil {
+				return verifyProof(p, proof, opts.LedgerKey)
 			}
 			report, verifyErr := disposal.VerifyCertificate(data, opts)
 			if p.format != "table" {
@@ -67,6 +75,18 @@ only shows that the file is consistent, and the result says so.`,
 	f.StringVar(&opts.LedgerKey, "ledger-key", "", "verifier key of the ledger (origin+hash+key)")
 	f.StringVar(&roots, "device-roots", "", "PEM file with the device authority's root")
 	return cmd
+}
+
+// verifyProof tells what an event's proof proves.
+func verifyProof(p printer, proof ledger.Proof, verifier string) error {
+	if verifier == "" {
+		return usagef("a proof needs the ledger's key: give it with --ledger-key (it stands in the server's bootstrap.json)")
+	}
+	event, head, err := ledger.VerifyProof(proof, verifier)
+	if err != nil {
+		return fmt.Errorf("the proof does not verify: %w", err)
+	}
+	return p.say(event, "proven: %s of %s is entry %d of %d in the ledger %s", event.Kind, event.At.Format(time.RFC3339), event.Sequence, head.Size, head.Origin)
 }
 
 func readCertificate(stdin io.Reader, file string) ([]byte, error) {

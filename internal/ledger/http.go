@@ -22,7 +22,7 @@ func (l *Ledger) Routes(a *httpapi.API) {
 		Summary: "Show one event"}, l.apiEvent)
 	httpapi.Register(a, httpapi.Op{ID: "get-event-proof", Method: http.MethodGet, Path: "/events/{id}/proof", Tag: tag, Role: httpapi.Viewer,
 		Summary: "Prove that an event is in the ledger",
-		Detail:  "The proof can be checked without the server, with the ledger's verifier key alone: steward verify FILE."}, l.apiProof)
+		Detail:  "The proof can be checked without the server, with the ledger's verifier key alone: steward verify FILE --ledger-key KEY."}, l.apiProof)
 	httpapi.Register(a, httpapi.Op{ID: "get-checkpoint", Method: http.MethodGet, Path: "/ledger/checkpoint", Tag: tag, Role: httpapi.Viewer,
 		Summary: "Show the newest signed tree head",
 		Detail:  "Who keeps it can later prove that nothing before it was changed."}, l.apiCheckpoint)
