@@ -55,6 +55,7 @@ func signIn(t *testing.T, h *House, b *uitest.Browser) {
 }
 
 func TestEveryConsolePageIsReadableAndLive(t *testing.T) {
+	t.Parallel()
 	b := uitest.Start(t)
 	h := Start(t, Options{ManagedKeys: true})
 	waiting := seedFleet(t, h)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -45,6 +46,10 @@ func Main(m *testing.M) int {
 			return 1
 		}
 		return 0
+	}
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("8") // whole houses wait more than they compute
 	}
 	code := sqldbtest.Main(m)
 	if built.dir != "" {
