@@ -4,9 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/http/cookiejar"
-	"net/url"
-	"strings"
 	"time"
 )
 
@@ -42,36 +39,4 @@ func (a *API) Fetch(path string) (status int, body string) {
 		a.t.Fatalf("GET %s: %v", path, err)
 	}
 	return resp.StatusCode, string(data)
-}
-
-// SignIn signs the first administrator in by the console's form and returns the session's cookies.
-func (h *House) SignIn() []*http.Cookie {
-	h.t.Helper()
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	browser := &http.Client{Jar: jar, Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
-	login := h.Boot.Console + "/login"
-	form := url.Values{"name": {h.Boot.Admin.Name}, "password": {h.Boot.Admin.Password}}
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, login, strings.NewReader(form.Encode()))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.Header.Set("Origin", h.Boot.Console)
-	resp, err := browser.Do(req)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	_ = resp.Body.Close()
-	u, err := url.Parse(h.Boot.Console)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	cookies := jar.Cookies(u)
-	if resp.StatusCode != http.StatusOK || len(cookies) == 0 {
-		h.t.Fatalf("signing in: status %d, %d cookies", resp.StatusCode, len(cookies))
-	}
-	return cookies
 }

@@ -22,7 +22,7 @@ func uninvited(h *House, n int) *Device {
 	return h.Device(n, token)
 }
 
-// sectionIs waits until the device's desired section names the release, or does not.
+// desiredUpdate is the version that the device should run; "" means that nothing is desired.
 func desiredUpdate(h *House, id string) string {
 	out, err := h.Try(http.MethodGet, "/devices/"+id+"/desired/"+string(wire.SectionUpdate), nil)
 	if err != nil {

@@ -1,12 +1,11 @@
 package stewardtest_test
 
 import (
+	"context"
 	"net"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"context"
 
 	"steward/internal/agent"
 	. "steward/internal/stewardtest" //nolint:revive // the words of these tests
