@@ -40,10 +40,10 @@ func (s *Service) Publish(ctx context.Context, actor device.Actor, tenant device
 func (s *Service) publish(ctx context.Context, actor device.Actor, repo Repository, targets []byte, manifests [][]byte) (Repository, error) {
 	p := publication{s: s, repo: repo, actor: actor, manifests: map[string]wire.ReleaseManifest{}}
 	if done, err := p.verify(ctx, targets); done || err != nil {
-		return repo, err
+		return repo, p.unlessMoved(ctx, err)
 	}
 	if err := p.checkChanges(ctx, manifests); err != nil {
-		return repo, err
+		return repo, p.unlessMoved(ctx, err)
 	}
 	for path, body := range p.bodies {
 		if _, _, err := s.cfg.Blobs.Put(ctx, bytes.NewReader(body), wire.MaxManifestBytes); err != nil {
@@ -55,6 +55,18 @@ func (s *Service) publish(ctx context.Context, actor device.Actor, repo Reposito
 	}
 	s.dropBlobs(ctx, p.orphans)
 	return s.Repository(ctx, repo.Tenant)
+}
+
+// unlessMoved returns errTargetsMoved in the place of a refusal when somebody else has published since
+// the state was read: the checks then held a new database against old targets.
+func (p *publication) unlessMoved(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if now, rerr := p.s.Repository(ctx, p.repo.Tenant); rerr == nil && now.Targets.Version != p.repo.Targets.Version {
+		return errTargetsMoved
+	}
+	return err
 }
 
 // publication is one new version of the targets on its way in.

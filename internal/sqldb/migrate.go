@@ -3,9 +3,12 @@ package sqldb
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
+	"syscall"
 	"testing/fstest"
 
 	"github.com/pressly/goose/v3"
@@ -29,15 +32,15 @@ func (db *DB) Migrate(ctx context.Context, m Migration) error {
 	if err != nil {
 		return fmt.Errorf("read migrations of %s: %w", m.Room, err)
 	}
-	dialect := goose.DialectSQLite3
+	dialect, lock := goose.DialectSQLite3, db.lockFile
 	if db.dialect == Postgres {
-		dialect = goose.DialectPostgres
-		unlock, err := db.lockMigrations(ctx)
-		if err != nil {
-			return err
-		}
-		defer unlock()
+		dialect, lock = goose.DialectPostgres, db.lockMigrations
 	}
+	unlock, err := lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	store, err := database.NewStore(dialect, m.Room+"_migration")
 	if err != nil {
 		return fmt.Errorf("migrate %s: %w", m.Room, err)
@@ -68,6 +71,19 @@ func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
 		_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", migrationLock)
 		_ = conn.Close()
 	}, nil
+}
+
+// lockFile lets one process at a time migrate an SQLite file: goose reads the version before its
+// transaction begins. The lock goes with the process that holds it.
+func (db *DB) lockFile(context.Context) (unlock func(), err error) {
+	f, err := os.OpenFile(db.path+".migrate", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock migrations: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock migrations: %w", err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 func dialectFiles(d Dialect, files fs.FS) (fs.FS, error) {

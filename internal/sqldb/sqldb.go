@@ -66,6 +66,7 @@ type Reader interface {
 // DB is an open database; safe for concurrent use.
 type DB struct {
 	dialect Dialect
+	path    string // of SQLite's file
 	read    *sql.DB
 	write   *sql.DB // the same as read on PostgreSQL; one connection on SQLite
 
@@ -127,7 +128,7 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	read := openCached(file + "?" + pragmas + "&_pragma=temp_store(MEMORY)&_pragma=query_only(ON)")
 	read.SetMaxOpenConns(readConnections)
 	read.SetMaxIdleConns(readConnections)
-	db := &DB{dialect: SQLite, read: read, write: write}
+	db := &DB{dialect: SQLite, path: path, read: read, write: write}
 	if err := write.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open sqlite %s: %w", path, err), db.Close())
 	}
