@@ -69,7 +69,9 @@ func writeUntilKilled(url string) int {
 	for w := range 4 {
 		go func() {
 			for i := 0; ; i++ {
-				name := fmt.Sprintf("%d-%d", w, i)
+				// With the process in the name: what a killed child has sent may still be committed while
+				// the next one runs.
+				name := fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
 				if err := insert(context.Background(), db, name); err != nil {
 					fmt.Fprintln(os.Stderr, err)
 					os.Exit(1)
