@@ -188,7 +188,10 @@ func (b *bench) withNode(ctx context.Context, fn func(*node) error) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(fn(n), n.stop())
+	if err = fn(n); err != nil && ctx.Err() == nil {
+		b.say("the end of the server's log:\n%s", n.lastWords()) // it is removed with the server
+	}
+	return errors.Join(err, n.stop())
 }
 
 // withFleet runs fn with a server, devices in its stock and their enrollment tokens.
