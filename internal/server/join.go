@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"strconv"
 	"time"
 
 	"steward/internal/access"
@@ -35,10 +36,19 @@ func (r *rooms) publicIDs(scope device.Scope) (string, []any) {
 
 // moved tells the rooms of a device's move, in its transaction.
 func (r *rooms) moved(ctx context.Context, tx *sqldb.Tx, d device.Device, from device.Stage) error {
+	tx.AfterCommit(func() { r.changed(d.Num) })
 	if err := r.twin.StageMoved(ctx, tx, d, from); err != nil {
 		return err
 	}
 	return r.monitoring.Moved(ctx, tx, d, from)
+}
+
+// changed has every node's link forget what it knows of the device. A lost message is made good by time:
+// links keep nothing for long.
+func (r *rooms) changed(num int64) {
+	if err := r.bus.Publish("device.changed", strconv.AppendInt(nil, num, 10)); err != nil {
+		r.cfg.Log.Warn("the links were not told of a changed device", "device.num", num, "error", err)
+	}
 }
 
 // contact is each report that changes something: it makes a freshly enrolled device active.
