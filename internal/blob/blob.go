@@ -1,5 +1,6 @@
-// Package blob keeps large bodies in a directory, each under the SHA-256 of its bytes: release
-// artifacts, documents that are too big for the database. A blob never changes; equal bodies are kept
+// Package blob keeps large bodies, each under the SHA-256 of its bytes: release artifacts, documents that
+// are too big for the database. They stand in a directory, or, for several nodes, in a bucket that speaks
+// S3; then the directory is where bodies are received and verified, and a cache. A blob never changes; equal bodies are kept
 // once. What stands under a final name is complete and on disk: bytes go to a temporary file, which is
 // fsynced and then renamed, and the directory is fsynced after that.
 //
@@ -20,14 +21,19 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
 	"steward/internal/fault"
 )
 
-// Store is a directory of blobs; safe for concurrent use, by several processes too.
-type Store struct{ dir string }
+// Store holds blobs; safe for concurrent use, by several processes too.
+type Store struct {
+	dir    string
+	bucket *bucket // nil: the directory is all
+	cache  cache   // of the bucket's blobs, in the directory
+}
 
 const (
 	blobsDir   = "sha256"
@@ -53,6 +59,24 @@ func Dir(path string) (*Store, error) {
 		return nil, fmt.Errorf("open blob store: %w", err)
 	}
 	return &Store{dir: path}, nil
+}
+
+// Open opens the store at place, a directory or "s3://bucket[/prefix]?endpoint=https://host[:port]&region=name".
+// staging is a directory of this node alone, used with a bucket only; see openBucket for credentials.
+func Open(ctx context.Context, place, staging string, log *slog.Logger) (*Store, error) {
+	if !strings.HasPrefix(place, "s3:") {
+		return Dir(place)
+	}
+	b, err := openBucket(ctx, place, log)
+	if err != nil {
+		return nil, err
+	}
+	s, err := Dir(staging)
+	if err != nil {
+		return nil, err
+	}
+	s.bucket, s.cache.limit = b, cacheBytes
+	return s, nil
 }
 
 var hashPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -100,18 +124,23 @@ func (s *Store) put(ctx context.Context, r io.Reader, limit int64, want string) 
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
 		return "", 0, diskError("write blob", err)
 	}
-	return hash, size, s.place(tmp.Name(), hash)
+	return hash, size, s.place(ctx, tmp.Name(), hash)
 }
 
 func mismatch(hash, want string) error {
 	return fault.New(fault.Unprocessable, "the body has the SHA-256 %s and not %s: it was damaged on its way or is another file", hash, want)
 }
 
-// place renames a finished, fsynced file to its final name.
-func (s *Store) place(tmp, hash string) error {
+// place brings a finished, fsynced file to the bucket, if there is one, and then to its final name.
+func (s *Store) place(ctx context.Context, tmp, hash string) error {
 	final, err := s.path(hash)
 	if err != nil {
 		return err
+	}
+	if s.bucket != nil {
+		if err := s.bucket.put(ctx, tmp, s.bucket.blobKey(hash)); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(tmp, final); err != nil {
 		return diskError("write blob", err)
@@ -173,9 +202,13 @@ func (s *Store) Open(hash string) (io.ReadSeekCloser, int64, error) {
 		return nil, 0, err
 	}
 	f, err := os.Open(path)
+	if s.bucket != nil && errors.Is(err, fs.ErrNotExist) {
+		return s.openFar(hash)
+	}
 	if err != nil {
 		return nil, 0, missing(hash, err)
 	}
+	s.cache.used(path)
 	info, err := f.Stat()
 	if err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("open blob: %w", err), f.Close())
@@ -195,6 +228,9 @@ func (s *Store) Size(hash string) (int64, error) {
 	path, err := s.path(hash)
 	if err != nil {
 		return 0, err
+	}
+	if s.bucket != nil { // another node may have deleted what is cached here
+		return s.bucket.size(hash)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -217,6 +253,11 @@ func (s *Store) Delete(hash string) error {
 	path, err := s.path(hash)
 	if err != nil {
 		return err
+	}
+	if s.bucket != nil {
+		if err := s.bucket.remove(s.bucket.blobKey(hash)); err != nil {
+			return err
+		}
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete blob: %w", err)
@@ -249,6 +290,10 @@ func (s *Store) Sweep(now time.Time) (removed int, err error) {
 			}
 			removed++
 		}
+	}
+	if s.bucket != nil {
+		n, sweepErr := s.bucket.sweep(now.Add(-sweepAge))
+		removed, err = removed+n, errors.Join(err, sweepErr, s.evict())
 	}
 	return removed, err
 }

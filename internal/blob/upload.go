@@ -21,6 +21,7 @@ import (
 // memory: any node and any later process may go on with it.
 type Upload struct {
 	store *Store
+	id    string
 	path  string
 }
 
@@ -31,11 +32,15 @@ func (s *Store) Upload(id string) (*Upload, error) {
 	if !uploadPattern.MatchString(id) {
 		return nil, fault.New(fault.Unprocessable, "upload ID %.80q: want 1 to 128 letters, digits, - or _", id)
 	}
-	return &Upload{store: s, path: filepath.Join(s.dir, uploadsDir, id)}, nil
+	return &Upload{store: s, id: id, path: filepath.Join(s.dir, uploadsDir, id)}, nil
 }
 
 // Size is how many bytes have arrived and are on disk: where the next piece begins.
 func (u *Upload) Size() (int64, error) {
+	if b := u.store.bucket; b != nil {
+		_, size, err := b.pieces(context.Background(), u.id)
+		return size, err
+	}
 	info, err := os.Stat(u.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -51,6 +56,9 @@ func (u *Upload) Size() (int64, error) {
 // bytes (fault.TooLarge). When r breaks off, what arrived is kept and the new size is returned with
 // the error.
 func (u *Upload) Append(ctx context.Context, offset int64, r io.Reader, limit int64) (size int64, err error) {
+	if u.store.bucket != nil {
+		return u.appendFar(ctx, offset, r, limit)
+	}
 	f, err := u.open(os.O_RDWR | os.O_CREATE)
 	if err != nil {
 		return 0, err
@@ -123,6 +131,9 @@ func (u *Upload) Finish(ctx context.Context, hash string) (size int64, err error
 // Complete is Finish for bytes that this upload has brought: when it has none (any more) it is
 // fault.NotFound, also when the store has a blob with that hash. To know a hash is not to have the bytes.
 func (u *Upload) Complete(ctx context.Context, hash string) (size int64, err error) {
+	if u.store.bucket != nil {
+		return u.completeFar(ctx, hash)
+	}
 	f, err := u.open(os.O_RDWR)
 	if err != nil {
 		return 0, err
@@ -138,11 +149,14 @@ func (u *Upload) Complete(ctx context.Context, hash string) (size int64, err err
 	if err := f.Sync(); err != nil {
 		return 0, diskError("finish upload", err)
 	}
-	return size, u.store.place(u.path, hash)
+	return size, u.store.place(ctx, u.path, hash)
 }
 
 // Abort throws the upload away.
 func (u *Upload) Abort() error {
+	if u.store.bucket != nil {
+		return u.abortFar()
+	}
 	if err := os.Remove(u.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("abort upload: %w", err)
 	}
