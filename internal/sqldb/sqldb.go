@@ -176,11 +176,13 @@ func (db *DB) Ping(ctx context.Context) error {
 
 // QueryContext reads committed rows.
 func (db *DB) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	traced(ctx, query, args)
 	return db.read.QueryContext(ctx, query, args...)
 }
 
 // QueryRowContext reads one committed row.
 func (db *DB) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	traced(ctx, query, args)
 	return db.read.QueryRowContext(ctx, query, args...)
 }
 
@@ -330,6 +332,7 @@ func (tx *Tx) ExecContext(ctx context.Context, query string, args ...any) (sql.R
 	if err != nil {
 		return nil, err
 	}
+	traced(ctx, query, args)
 	return tx.tx.ExecContext(ctx, tx.text(query), args...)
 }
 
@@ -349,6 +352,7 @@ func (tx *Tx) QueryContext(ctx context.Context, query string, args ...any) (*sql
 	if err != nil {
 		return nil, err
 	}
+	traced(ctx, query, args)
 	return tx.tx.QueryContext(ctx, tx.text(query), args...)
 }
 
@@ -361,6 +365,7 @@ func (tx *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *s
 		cancel(err)
 		return tx.tx.QueryRowContext(dead, query, args...)
 	}
+	traced(ctx, query, args)
 	return tx.tx.QueryRowContext(ctx, tx.text(query), args...)
 }
 
