@@ -88,7 +88,7 @@ func (s *Service) ClearDesiredWhere(ctx context.Context, tx *sqldb.Tx, numsSQL s
 
 func (s *Service) wakeAllAfter(tx *sqldb.Tx, changed int64) {
 	if changed > 0 {
-		tx.AfterCommit(s.wakeAll)
+		tx.AfterCommit(func() { s.wake(allDevices) })
 	}
 }
 

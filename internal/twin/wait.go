@@ -2,13 +2,12 @@ package twin
 
 import (
 	"context"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
 
-// Subjects of wake-ups on the bus. The messages are empty: what is true stands in the database.
+// Subjects of wake-ups on the bus. The messages say only which node sent them: what is true stands in the
+// database.
 const (
 	subjectPrefix = "twin."
 	subjectAll    = "twin.all"
@@ -44,27 +43,6 @@ func (s *Service) WaitEpoch(ctx context.Context, num int64, than int64) (int64, 
 	}
 }
 
-// wake tells the waiters of this node at once and those of other nodes by the bus.
-func (s *Service) wake(num int64) {
-	s.waiters.wake(num)
-	s.publish(subjectPrefix + strconv.FormatInt(num, 10))
-}
-
-func (s *Service) wakeAll() {
-	s.waiters.wakeAll()
-	s.publish(subjectAll)
-}
-
-// publish may fail: waiters look again by themselves.
-func (s *Service) publish(subject string) {
-	if s.cfg.Bus == nil {
-		return
-	}
-	if err := s.cfg.Bus.Publish(subject, nil); err != nil {
-		s.log.Warn("wake-up was not sent", "subject", subject, "error", err)
-	}
-}
-
 // waiters holds, by device, the channels of those who wait. Each channel has room for one token.
 type waiters struct {
 	mu sync.Mutex
@@ -95,25 +73,12 @@ func (w *waiters) add(num int64) (woken <-chan struct{}, done func()) {
 func (w *waiters) wake(num int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	signal(w.of[num])
-}
-
-func (w *waiters) wakeAll() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, chans := range w.of {
-		signal(chans)
-	}
-}
-
-// wakeSubject wakes whom a message on the bus is about.
-func (w *waiters) wakeSubject(subject string) {
-	if subject == subjectAll {
-		w.wakeAll()
+	if num != allDevices {
+		signal(w.of[num])
 		return
 	}
-	if num, err := strconv.ParseInt(strings.TrimPrefix(subject, subjectPrefix), 10, 64); err == nil {
-		w.wake(num)
+	for _, chans := range w.of {
+		signal(chans)
 	}
 }
 

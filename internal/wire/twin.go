@@ -55,3 +55,11 @@ type ReportAnswer struct {
 	Time            time.Time `json:"time"`             // the server's clock
 	IntervalSeconds int       `json:"interval_seconds"` // when to report next at the latest
 }
+
+// Sealed is one device's signed Desired as the server hands it to its doors: the envelope, whose it is by
+// the server's own number, and its epoch.
+type Sealed struct {
+	Num      int64
+	Epoch    int64
+	Envelope []byte // shared by all who were given it: not to be changed
+}
