@@ -17,3 +17,16 @@ type Move struct {
 	To     Stage
 	Reason string // kept with the device and in its ledger
 }
+
+// Moved is a device after a move, and where it came from.
+type Moved struct {
+	Device
+	From Stage
+}
+
+// Arrival is an ordered device that was delivered.
+type Arrival struct {
+	Num    int64
+	Serial string // the maker's, as delivered
+	Reason string
+}

@@ -182,6 +182,30 @@ func (s Selector) Anchors() []Anchor {
 	return out
 }
 
+// Exclusions returns the other requirements: a matching device does not have the key with one of the
+// values, or not at all when Values is empty.
+func (s Selector) Exclusions() []Anchor {
+	var out []Anchor
+	for _, r := range s.requirements {
+		if r.op == absent || r.op == notIn {
+			out = append(out, Anchor{Key: r.key, Values: slices.Clone(r.values)})
+		}
+	}
+	return out
+}
+
+// Sole returns the requirement of a selector that has just one, as an anchor or, when excluded is true,
+// an exclusion.
+func (s Selector) Sole() (a Anchor, excluded, ok bool) {
+	if len(s.requirements) != 1 {
+		return Anchor{}, false, false
+	}
+	if anchors := s.Anchors(); len(anchors) == 1 {
+		return anchors[0], false, true
+	}
+	return s.Exclusions()[0], true, true
+}
+
 // Matches tells whether a device with these labels is picked.
 func (s Selector) Matches(labels map[string]string) bool {
 	for _, r := range s.requirements {

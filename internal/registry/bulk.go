@@ -107,7 +107,8 @@ func (dk *Desk) picked(ctx context.Context, who httpapi.Principal, b Bulk) ([]fo
 	if err := b.check(); err != nil {
 		return nil, "", err
 	}
-	found, err := dk.find(ctx, who.Scope, b.Filter, position{}, MaxBulk+1)
+	all, err := dk.find(ctx, who.Scope, b.Filter, position{}, MaxBulk+1, allRows)
+	found := all.devices
 	switch {
 	case err != nil:
 		return nil, "", err

@@ -90,8 +90,13 @@ type Row struct {
 
 // List returns the devices of the scope that pass the filter, from the cursor on, and the cursor of the
 // next page. They come in the order in which they were created; a search puts them in the order of the
-// term that it found.
+// term that it found. Where few of many devices pass, a page may be short or empty with more behind its
+// cursor: it ends when it has looked at as many devices as a page may cost.
 func (dk *Desk) List(ctx context.Context, scope device.Scope, f Filter, page httpapi.PageIn) ([]Row, string, error) {
+	return dk.list(ctx, scope, f, page, pageRows)
+}
+
+func (dk *Desk) list(ctx context.Context, scope device.Scope, f Filter, page httpapi.PageIn, look int) ([]Row, string, error) {
 	var after position
 	if err := httpapi.DecodeCursor(page.Cursor, &after); err != nil {
 		return nil, "", err
@@ -100,18 +105,22 @@ func (dk *Desk) List(ctx context.Context, scope device.Scope, f Filter, page htt
 	if limit <= 0 {
 		limit = 50
 	}
-	found, err := dk.find(ctx, scope, f, after, limit+1)
+	found, err := dk.find(ctx, scope, f, after, limit+1, look)
 	if err != nil {
 		return nil, "", err
 	}
 	next := ""
-	if len(found) > limit {
-		found = found[:limit]
-		last := found[limit-1]
+	devices := found.devices
+	switch {
+	case len(devices) > limit:
+		devices = devices[:limit]
+		last := devices[limit-1]
 		next = httpapi.EncodeCursor(position{Term: last.term, Num: last.Num})
+	case found.stopped != nil:
+		next = httpapi.EncodeCursor(*found.stopped)
 	}
-	rows := make([]Row, len(found))
-	for i, d := range found {
+	rows := make([]Row, len(devices))
+	for i, d := range devices {
 		rows[i] = Row{Device: d.Device}
 	}
 	return rows, next, dk.fill(ctx, scope.Tenant, rows)

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,6 +46,7 @@ const (
 	byTerm                  // those that the search finds, in the order of the terms
 	byPresence              // few in one state of presence, to be sorted
 	byID                    // a few named devices
+	byNothing               // kept counts say that no device passes
 )
 
 // plan is how a page is found.
@@ -76,7 +78,11 @@ func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		}
 	}
 	if f.Model != "" {
-		offer(plan{entry: byModel, devices: best.devices / 4}, true) // a guess: models are not counted
+		n, err := modelCount(ctx, q, scope.Tenant, f.Model)
+		if err != nil {
+			return plan{}, err
+		}
+		offer(plan{entry: byModel, devices: n}, true)
 	}
 	if len(f.Stages) > 0 {
 		var n int64
@@ -90,7 +96,18 @@ func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		if err != nil {
 			return plan{}, err
 		}
-		offer(plan{entry: byLabel, anchor: a, devices: n}, len(a.Values) == 1)
+		offer(plan{entry: byLabel, anchor: a, devices: n.devices}, len(a.Values) == 1)
+	}
+	for _, x := range scope.Selector.And(f.Selector).Exclusions() {
+		p, found, err := complement(ctx, q, scope.Tenant, x)
+		switch {
+		case err != nil:
+			return plan{}, err
+		case p.entry == byNothing:
+			return p, nil
+		case found:
+			offer(p, len(p.anchor.Values) == 1)
+		}
 	}
 	if dk.indexed(scope.Tenant, f.Presence) {
 		counts, err := dk.presenceOf(ctx, device.Scope{Tenant: scope.Tenant})
@@ -114,35 +131,48 @@ func (dk *Desk) indexed(tenant device.TenantID, state string) bool {
 	return query != ""
 }
 
-// find returns at most limit devices behind the position.
-func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after position, limit int) ([]foundDevice, error) {
-	p, err := dk.choose(ctx, dk.db, scope, f)
+// complement turns an exclusion into the values that it leaves, when all devices have the key: then
+// "site!=berlin" is the same as "site in (all other sites)". found is false when it is not so, or when
+// there are many of them. Kept counts that are equal say that nothing is left at all.
+func complement(ctx context.Context, q sqldb.Reader, tenant device.TenantID, x device.Anchor) (p plan, found bool, err error) {
+	excluded, err := labelCount(ctx, q, tenant, x)
+	if err != nil || !excluded.exact {
+		return p, false, err
+	}
+	if excluded.devices == excluded.all {
+		return plan{entry: byNothing}, false, nil
+	}
+	if len(x.Values) == 0 {
+		return p, false, nil
+	}
+	// One statement, so that no device comes in between that has another value or none.
+	cond, args := anchorCondition(tenant, device.Anchor{Key: x.Key})
+	b := sqldb.NewQuery("SELECT a.value, SUM(a.devices), (SELECT COALESCE(SUM(devices), 0) FROM registry_count WHERE tenant = ?)", tenant).
+		Add("FROM registry_label_stage a WHERE "+cond+" GROUP BY a.value ORDER BY a.value LIMIT ?", append(args, maxComplement+len(x.Values)+1)...)
+	var with, all int64
+	values, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (v LabelValue, err error) {
+		err = rows.Scan(&v.Value, &v.Devices, &all)
+		with += v.Devices
+		return v, err
+	}, b.SQL(), b.Args()...)
 	if err != nil {
-		return nil, err
+		return p, false, fmt.Errorf("list values of label %s: %w", x.Key, err)
 	}
-	q := dk.listQuery(p, scope, f, after)
-	q.Add("ORDER BY "+p.order(f)+" LIMIT ?", limit)
-	rows, err := dk.db.QueryContext(ctx, q.SQL(), q.Args()...)
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var out []foundDevice
-	for rows.Next() {
-		var one foundDevice
-		var more []any
-		var term []byte
-		if f.Search != "" {
-			more = append(more, &term)
+	p = plan{entry: byLabel, anchor: device.Anchor{Key: x.Key}}
+	for _, v := range values {
+		if !slices.Contains(x.Values, v.Value) && v.Devices > 0 {
+			p.anchor.Values = append(p.anchor.Values, v.Value)
+			p.devices += v.Devices
 		}
-		if one.Device, err = scanDevice(rows, more...); err != nil {
-			return nil, err
-		}
-		one.term = string(term)
-		out = append(out, one)
 	}
-	return out, rows.Err()
+	if n := len(p.anchor.Values); with != all || n == 0 || n > maxComplement {
+		return plan{}, false, nil
+	}
+	return p, true, nil
 }
+
+// maxComplement bounds the values that an exclusion is turned into.
+const maxComplement = 100
 
 // order is by number, or by term in a search, named so that the engine sees that it walks in this order.
 func (p plan) order(f Filter) string {
@@ -157,7 +187,8 @@ func (p plan) order(f Filter) string {
 
 // listQuery puts the query together up to its order. Its tables stand in the order of the plan;
 // CROSS JOIN keeps SQLite to it, and PostgreSQL finds its own by statistics.
-func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) *sqldb.Builder {
+func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqldb.Builder {
+	after := part.after
 	columns, tables, with := deviceColumns, []string{"registry_device d"}, ""
 	if p.entry == byLabel {
 		tables = []string{"registry_label a", "registry_device d"}
@@ -185,6 +216,9 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 		q.Add(cond, args...).Add("AND d.num = a.num AND")
 		if f.Search == "" {
 			q.Add("a.num > ? AND", after.Num)
+			if part.upTo != nil {
+				q.Add("a.num <= ? AND", part.upTo.Num)
+			}
 		}
 	}
 	q.Add("d.tenant = ?", scope.Tenant)
@@ -195,6 +229,13 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 		}
 	} else {
 		q.Add("AND d.num > ?", after.Num)
+	}
+	if part.upTo != nil {
+		if f.Search != "" {
+			q.Add("AND t.term <= ? AND (t.term, t.num) <= (?, ?)", []byte(part.upTo.Term), []byte(part.upTo.Term), part.upTo.Num)
+		} else {
+			q.Add("AND d.num <= ?", part.upTo.Num)
+		}
 	}
 	addFilter(q, p, f)
 	cond, args := scope.Selector.And(f.Selector).Where("registry_label", "d.num")
@@ -210,8 +251,7 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, after position) 
 // shown at the first of them only. The tenant is the device's: only where the plan begins with the terms is
 // it named again, since SQLite would else walk through all terms for each device.
 func addSearch(q *sqldb.Builder, search string, after position) {
-	low := []byte(foldTerm(search))
-	high := append(slices.Clone(low), 0xff) // behind everything that begins so: no UTF-8 has this byte
+	low, high := termRange(search)
 	from := low
 	if after.Num != 0 && after.Term > string(low) {
 		from = []byte(after.Term)
@@ -221,6 +261,12 @@ func addSearch(q *sqldb.Builder, search string, after position) {
 	if after.Num != 0 {
 		q.Add("AND (t.term, t.num) > (?, ?)", []byte(after.Term), after.Num)
 	}
+}
+
+// termRange returns between what terms lie that begin with the search: from low on and before high.
+func termRange(search string) (low, high []byte) {
+	low = []byte(foldTerm(search))
+	return low, append(slices.Clone(low), 0xff) // behind everything that begins so: no UTF-8 has this byte
 }
 
 // addFilter adds stage, model and IDs. What the plan does not begin with is written as an expression,

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
 
@@ -15,14 +16,23 @@ import (
 // the fleet.
 func (s *Service) Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (query string, args []any) {
 	sel = scope.Selector.And(sel)
-	var from, conds []string
 	if a, ok := bestAnchor(sel); ok {
+		return matchingFrom(&a, scope.Tenant, sel, stages)
+	}
+	return matchingFrom(nil, scope.Tenant, sel, stages)
+}
+
+// matchingFrom is the query of Matching that begins with the devices of an anchor, or with all when
+// there is none.
+func matchingFrom(a *device.Anchor, tenant device.TenantID, sel device.Selector, stages []device.Stage) (query string, args []any) {
+	var from, conds []string
+	if a != nil {
 		from = append(from, "registry_label a")
-		cond, anchorArgs := anchorCondition(scope.Tenant, a)
+		cond, anchorArgs := anchorCondition(tenant, *a)
 		conds, args = append(conds, cond, "d.num = a.num"), append(args, anchorArgs...)
 	}
 	from = append(from, "registry_device d")
-	conds, args = append(conds, "d.tenant = ?"), append(args, scope.Tenant)
+	conds, args = append(conds, "d.tenant = ?"), append(args, tenant)
 	if len(stages) > 0 {
 		conds = append(conds, "d.stage IN ("+marks(len(stages))+")")
 		for _, st := range stages {
@@ -71,42 +81,89 @@ func anchorCondition(tenant device.TenantID, a device.Anchor) (string, []any) {
 func marks(n int) string { return "?" + strings.Repeat(", ?", n-1) }
 
 // Counts returns how many devices of the scope are in each stage; stages without devices are left out.
-// For a whole tenant these are kept counts; with a selector the matching devices are counted.
+// For a whole tenant, and for a selector of one requirement, these are kept counts; with more
+// requirements the devices that the rarest of them picks are looked at.
 func (s *Service) Counts(ctx context.Context, q sqldb.Reader, scope device.Scope) (map[device.Stage]int64, error) {
-	query := sqldb.NewQuery("SELECT stage, SUM(devices) FROM registry_count WHERE tenant = ? GROUP BY stage", scope.Tenant)
-	if !scope.Selector.Empty() {
-		matching, args := s.Matching(scope, device.Selector{}, nil)
-		query = sqldb.NewQuery("SELECT d.stage, COUNT(*) FROM registry_device d WHERE d.num IN ("+matching+") GROUP BY d.stage", args...)
-	}
-	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
-	if err != nil {
-		return nil, fmt.Errorf("count devices: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	out := map[device.Stage]int64{}
-	for rows.Next() {
-		var stage device.Stage
-		var n int64
-		if err := rows.Scan(&stage, &n); err != nil {
+	sel := scope.Selector
+	if a, excluded, sole := sel.Sole(); sel.Empty() || sole && !excluded {
+		return keptStages(ctx, q, scope.Tenant, a)
+	} else if sole {
+		all, err := keptStages(ctx, q, scope.Tenant, device.Anchor{})
+		if err != nil {
 			return nil, err
 		}
+		without, err := keptStages(ctx, q, scope.Tenant, a)
+		for stage, n := range without {
+			// Read one after the other, so a device may be in one of them only.
+			if all[stage] -= n; all[stage] <= 0 {
+				delete(all, stage)
+			}
+		}
+		return all, err
+	}
+	var rarest *device.Anchor
+	least := int64(-1)
+	for _, a := range sel.Anchors() {
+		n, err := labelCount(ctx, q, scope.Tenant, a)
+		if err != nil {
+			return nil, err
+		}
+		if least < 0 || n.devices < least {
+			rarest, least = &a, n.devices
+		}
+	}
+	matching, args := matchingFrom(rarest, scope.Tenant, sel, nil)
+	query := sqldb.NewQuery("SELECT d.stage, COUNT(*) FROM registry_device d WHERE d.num IN ("+matching+") GROUP BY d.stage", args...)
+	return stageCounts(ctx, q, query)
+}
+
+// keptStages reads kept counts by stage: of all devices when the anchor has no key, else of those that
+// it picks.
+func keptStages(ctx context.Context, q sqldb.Reader, tenant device.TenantID, a device.Anchor) (map[device.Stage]int64, error) {
+	if a.Key == "" {
+		return stageCounts(ctx, q, sqldb.NewQuery("SELECT stage, SUM(devices) FROM registry_count WHERE tenant = ? GROUP BY stage", tenant))
+	}
+	cond, args := anchorCondition(tenant, a)
+	return stageCounts(ctx, q, sqldb.NewQuery("SELECT a.stage, SUM(a.devices) FROM registry_label_stage a WHERE "+cond+" GROUP BY a.stage", args...))
+}
+
+func stageCounts(ctx context.Context, q sqldb.Reader, query *sqldb.Builder) (map[device.Stage]int64, error) {
+	out := map[device.Stage]int64{}
+	_, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (struct{}, error) {
+		var stage device.Stage
+		var n int64
+		err := rows.Scan(&stage, &n)
 		if n != 0 {
 			out[stage] = n
 		}
+		return struct{}{}, err
+	}, query.SQL(), query.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("count devices: %w", err)
 	}
-	return out, rows.Err()
+	return out, nil
+}
+
+// labelled is how many devices have a label, from kept counts.
+type labelled struct {
+	devices int64
+	all     int64 // of the tenant, at the same moment
+	exact   bool  // false when there were too many rows of counts to read all
 }
 
 // labelCount returns how many devices of the tenant have the key with one of the values, any when none
-// is named. It reads kept counts, at most maxCountRows of them, which is enough to tell that a label is
-// a common one.
-func labelCount(ctx context.Context, q sqldb.Reader, tenant device.TenantID, a device.Anchor) (n int64, err error) {
-	query := sqldb.NewQuery("SELECT COALESCE(SUM(devices), 0) FROM (SELECT a.devices AS devices FROM registry_label_count a WHERE")
+// is named. It reads at most maxCountRows rows of kept counts, which is enough to tell that a label is a
+// common one; and all in one statement, so that the numbers belong together.
+func labelCount(ctx context.Context, q sqldb.Reader, tenant device.TenantID, a device.Anchor) (n labelled, err error) {
 	cond, args := anchorCondition(tenant, a)
-	query.Add(cond, args...).Add("LIMIT ?) c", maxCountRows)
-	if err := q.QueryRowContext(ctx, query.SQL(), query.Args()...).Scan(&n); err != nil {
-		return 0, fmt.Errorf("count label %s: %w", a.Key, err)
+	query := sqldb.NewQuery(`SELECT COALESCE(SUM(c.devices), 0), COUNT(*),
+		(SELECT COALESCE(SUM(devices), 0) FROM registry_count WHERE tenant = ?)
+		FROM (SELECT a.devices AS devices FROM registry_label_stage a WHERE`, tenant).Add(cond, args...).Add("LIMIT ?) c", maxCountRows)
+	var rows int64
+	if err := q.QueryRowContext(ctx, query.SQL(), query.Args()...).Scan(&n.devices, &rows, &n.all); err != nil {
+		return n, fmt.Errorf("count label %s: %w", a.Key, err)
 	}
+	n.exact = rows < maxCountRows
 	return n, nil
 }
 
@@ -126,9 +183,9 @@ const maxLabelKeys = 1000
 // to key in the index of kept counts, so that it costs as much as there are keys.
 func (s *Service) LabelKeys(ctx context.Context, q sqldb.Reader, tenant device.TenantID) ([]string, error) {
 	return labelKeys(ctx, q, sqldb.NewQuery(`WITH RECURSIVE step (key) AS (
-			SELECT MIN(key) FROM registry_label_count WHERE tenant = ?
+			SELECT MIN(key) FROM registry_label_stage WHERE tenant = ?
 			UNION ALL
-			SELECT (SELECT MIN(c.key) FROM registry_label_count c WHERE c.tenant = ? AND c.key > step.key)
+			SELECT (SELECT MIN(c.key) FROM registry_label_stage c WHERE c.tenant = ? AND c.key > step.key)
 			FROM step WHERE step.key IS NOT NULL)
 		SELECT key FROM step WHERE key IS NOT NULL LIMIT ?`, tenant, tenant, maxLabelKeys))
 }
@@ -145,20 +202,11 @@ func (s *Service) LabelKeysWithin(ctx context.Context, q sqldb.Reader, scope dev
 }
 
 func labelKeys(ctx context.Context, q sqldb.Reader, query *sqldb.Builder) ([]string, error) {
-	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
+	keys, err := sqldb.Collect(ctx, q, sqldb.Value[string], query.SQL(), query.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("list label keys: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	keys := []string{}
-	for rows.Next() {
-		var k string
-		if err := rows.Scan(&k); err != nil {
-			return nil, err
-		}
-		keys = append(keys, k)
-	}
-	return keys, rows.Err()
+	return append([]string{}, keys...), nil
 }
 
 // LabelValues lists values of a key behind the given one, with how many devices of the tenant have each.
@@ -176,7 +224,7 @@ type LabelPage struct {
 // LabelValuesWithin is LabelValues for a scope; see LabelKeysWithin.
 func (s *Service) LabelValuesWithin(ctx context.Context, q sqldb.Reader, scope device.Scope, page LabelPage) ([]LabelValue, error) {
 	key := page.Key
-	query, counted := sqldb.NewQuery("SELECT value, SUM(devices) FROM registry_label_count WHERE tenant = ? AND key = ?", scope.Tenant, key), "SUM(devices)"
+	query, counted := sqldb.NewQuery("SELECT value, SUM(devices) FROM registry_label_stage WHERE tenant = ? AND key = ?", scope.Tenant, key), "SUM(devices)"
 	if !scope.Selector.Empty() {
 		matching, args := s.Matching(scope, device.Selector{}, nil)
 		query, counted = sqldb.NewQuery("SELECT value, COUNT(*) FROM registry_label WHERE tenant = ? AND key = ?", scope.Tenant, key).
@@ -186,18 +234,12 @@ func (s *Service) LabelValuesWithin(ctx context.Context, q sqldb.Reader, scope d
 		query.Add("AND value > ?", *page.After)
 	}
 	query.Add("GROUP BY value HAVING "+counted+" > 0 ORDER BY value LIMIT ?", page.Limit)
-	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
+	values, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (v LabelValue, err error) {
+		err = rows.Scan(&v.Value, &v.Devices)
+		return v, err
+	}, query.SQL(), query.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("list values of label %s: %w", key, err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	values := []LabelValue{}
-	for rows.Next() {
-		var v LabelValue
-		if err := rows.Scan(&v.Value, &v.Devices); err != nil {
-			return nil, err
-		}
-		values = append(values, v)
-	}
-	return values, rows.Err()
+	return append([]LabelValue{}, values...), nil
 }

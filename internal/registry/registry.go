@@ -42,6 +42,9 @@ type Guard struct {
 // Moved is told of a move in its transaction, after it was written: d is the device as it is now.
 type Moved func(ctx context.Context, tx *sqldb.Tx, d device.Device, from device.Stage) error
 
+// MovedMany is Moved for all devices that moved in one go.
+type MovedMany func(ctx context.Context, tx *sqldb.Tx, moved []device.Moved) error
+
 // Change is what may be changed in a device's description. Nil and empty fields leave things as they are.
 type Change struct {
 	Name   *string

@@ -23,23 +23,26 @@ type Ledger interface {
 
 // Config of a Service.
 type Config struct {
-	DB     *sqldb.DB        // required
-	Ledger Ledger           // required
-	Guards []Guard          // asked in this order before each move; empty lets every allowed move happen
-	Moved  []Moved          // told of each move in its transaction, in this order
-	Now    func() time.Time // nil means time.Now
-	Log    *slog.Logger     // nil means slog.Default
+	DB     *sqldb.DB // required
+	Ledger Ledger    // required
+	Guards []Guard   // asked in this order before each move; empty lets every allowed move happen
+	Moved  []Moved   // told of each move in its transaction, in this order
+	// MovedMany are told of all that moves in one go, in the same transaction and after Moved.
+	MovedMany []MovedMany
+	Now       func() time.Time // nil means time.Now
+	Log       *slog.Logger     // nil means slog.Default
 }
 
 // Service holds the records of devices. It is safe for concurrent use; what changes a device takes the
 // caller's transaction and locks the device's row in it.
 type Service struct {
-	db     *sqldb.DB
-	ledger Ledger
-	guards []Guard
-	moved  []Moved
-	now    func() time.Time
-	log    *slog.Logger
+	db        *sqldb.DB
+	ledger    Ledger
+	guards    []Guard
+	moved     []Moved
+	movedMany []MovedMany
+	now       func() time.Time
+	log       *slog.Logger
 }
 
 // New returns a Service.
@@ -50,33 +53,18 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Service{db: cfg.DB, ledger: cfg.Ledger, guards: cfg.Guards, moved: cfg.Moved, now: cfg.Now, log: cfg.Log}
+	return &Service{db: cfg.DB, ledger: cfg.Ledger, guards: cfg.Guards, moved: cfg.Moved, movedMany: cfg.MovedMany, now: cfg.Now, log: cfg.Log}
 }
 
 // Create brings a device into being. It returns fault.Conflict when the tenant has a device with that
-// model and serial number already, and fault.Invalid for what has the wrong form.
+// model and serial number already, and fault.Invalid for what has the wrong form. A conflict leaves the
+// transaction usable on both engines.
 func (s *Service) Create(ctx context.Context, tx *sqldb.Tx, actor device.Actor, n device.New) (device.Device, error) {
-	d, err := s.fresh(actor, n)
+	list, err := s.CreateMany(ctx, tx, actor, []device.New{n})
 	if err != nil {
 		return device.Device{}, err
 	}
-	if d.Num, err = insertDevice(ctx, tx, d); errors.Is(err, errTaken) {
-		return device.Device{}, taken(ctx, tx, d.Tenant, d.Model, d.Serial)
-	}
-	if err != nil {
-		return device.Device{}, fmt.Errorf("create device: %w", err)
-	}
-	if err := s.index(ctx, tx, device.Device{Num: d.Num, Tenant: d.Tenant}, d); err != nil {
-		return device.Device{}, fmt.Errorf("create device %s: %w", d.ID, err)
-	}
-	facts := ledger.Facts(struct {
-		Serial string            `json:"serial,omitempty"`
-		Model  string            `json:"model,omitempty"`
-		Name   string            `json:"name,omitempty"`
-		Stage  device.Stage      `json:"stage"`
-		Labels map[string]string `json:"labels,omitempty"`
-	}{d.Serial, d.Model, d.Name, d.Stage, d.Labels})
-	return d, s.tell(ctx, tx, actor, d, "device.created", d.Reason, facts)
+	return list[0], nil
 }
 
 // fresh checks the input and fills in what a new device begins with.
@@ -129,32 +117,11 @@ func gather(to *fault.Invalid, err error) {
 // Move takes a device to another stage. It returns fault.Conflict when the lifecycle does not allow it
 // (wrapping device.ErrMove) or when guards refuse; the text then lists everything that is missing.
 func (s *Service) Move(ctx context.Context, tx *sqldb.Tx, actor device.Actor, m device.Move) (device.Device, error) {
-	reason, err := checkReason(actor, m.Reason)
+	list, err := s.MoveMany(ctx, tx, actor, []device.Move{m})
 	if err != nil {
 		return device.Device{}, err
 	}
-	before, err := lockDevice(ctx, tx, m.Num)
-	if err != nil {
-		return device.Device{}, err
-	}
-	if err := s.MayMove(ctx, tx, before, m.To); err != nil {
-		return device.Device{}, err
-	}
-	d := before
-	d.Stage, d.Reason, d.StageSince = m.To, reason, s.now().UTC().Truncate(time.Microsecond)
-	if d, err = s.write(ctx, tx, before, d); err != nil {
-		return device.Device{}, fmt.Errorf("move device %s: %w", d.ID, err)
-	}
-	facts := ledger.Facts(map[string]device.Stage{"from": before.Stage, "to": d.Stage})
-	if err := s.tell(ctx, tx, actor, d, "device.moved", reason, facts); err != nil {
-		return device.Device{}, err
-	}
-	for _, told := range s.moved {
-		if err := told(ctx, tx, d, before.Stage); err != nil {
-			return device.Device{}, fmt.Errorf("after the move of %s to %s: %w", d.ID, d.Stage, err)
-		}
-	}
-	return d, nil
+	return list[0], nil
 }
 
 // MayMove tells whether the lifecycle and the guards let the device go to the stage; the error is the
@@ -216,7 +183,7 @@ func (s *Service) AssignSerial(ctx context.Context, tx *sqldb.Tx, actor device.A
 	if d, err = s.write(ctx, tx, before, d); err != nil {
 		return device.Device{}, err
 	}
-	return d, s.tell(ctx, tx, actor, d, "device.identified", "", ledger.Facts(map[string]string{"serial": serial}))
+	return d, s.tell(ctx, tx, s.identified(actor, d))
 }
 
 // Rename changes what people call the device.
@@ -254,23 +221,22 @@ func (s *Service) Describe(ctx context.Context, tx *sqldb.Tx, actor device.Actor
 			return device.Device{}, err
 		}
 	}
-	renamed, relabeled := d.Name != before.Name, !maps.Equal(d.Labels, before.Labels)
-	if !renamed && !relabeled {
-		return before, nil
-	}
 	if d, err = s.write(ctx, tx, before, d); err != nil {
 		return device.Device{}, fmt.Errorf("describe device %s: %w", d.ID, err)
 	}
-	if renamed {
-		facts := ledger.Facts(map[string]string{"from": before.Name, "to": d.Name})
-		if err := s.tell(ctx, tx, actor, d, "device.renamed", c.Reason, facts); err != nil {
-			return device.Device{}, err
-		}
+	return d, s.tell(ctx, tx, s.describedEvents(actor, change{before, d}, c.Reason)...)
+}
+
+// describedEvents tell what changed in a device's description; nothing did when there are none.
+func (s *Service) describedEvents(actor device.Actor, c change, reason string) []ledger.Event {
+	var events []ledger.Event
+	if c.after.Name != c.before.Name {
+		events = append(events, s.event(actor, c.after, "device.renamed", reason, ledger.Facts(map[string]string{"from": c.before.Name, "to": c.after.Name})))
 	}
-	if relabeled {
-		return d, s.tell(ctx, tx, actor, d, "device.labeled", c.Reason, labelFacts(before.Labels, d.Labels))
+	if !maps.Equal(c.after.Labels, c.before.Labels) {
+		events = append(events, s.event(actor, c.after, "device.labeled", reason, labelFacts(c.before.Labels, c.after.Labels)))
 	}
-	return d, nil
+	return events
 }
 
 // described applies a change to a copy of the device.
@@ -312,31 +278,20 @@ func labelFacts(before, after map[string]string) []byte {
 	return ledger.Facts(facts)
 }
 
-// write stores the device with its next revision and what is found and counted by it.
+// write stores the device with its next revision and what is found and counted by it. What is so already
+// is not written.
 func (s *Service) write(ctx context.Context, tx *sqldb.Tx, before, d device.Device) (device.Device, error) {
-	if d.Serial != before.Serial {
-		// Asked first: on PostgreSQL a refused row would end the caller's whole transaction.
-		switch other, err := bySerialAndModel(ctx, tx, d.Tenant, d.Model, d.Serial); {
-		case err == nil && other.Num != d.Num:
-			return d, taken(ctx, tx, d.Tenant, d.Model, d.Serial)
-		case err != nil && !errors.Is(err, fault.NotFound):
-			return d, err
-		}
-	}
-	d.Revision++
-	if err := updateDevice(ctx, tx, d); err != nil {
-		if sqldb.IsUnique(err) {
-			return d, fault.New(fault.Conflict, "the serial number %s was given to another device meanwhile", d.Serial)
-		}
-		return d, err
-	}
-	return d, s.index(ctx, tx, before, d)
+	list := []change{{before, d}}
+	err := s.writeAll(ctx, tx, list)
+	return list[0].after, err
 }
 
-func (s *Service) tell(ctx context.Context, tx *sqldb.Tx, actor device.Actor, d device.Device, kind, reason string, facts []byte) error {
-	return s.ledger.Append(ctx, tx, ledger.Event{
-		Tenant: d.Tenant, Kind: kind, Device: d.ID, Actor: actor, Reason: reason, Data: facts, At: s.now(),
-	})
+func (s *Service) tell(ctx context.Context, tx *sqldb.Tx, events ...ledger.Event) error {
+	return s.ledger.Append(ctx, tx, events...)
+}
+
+func (s *Service) event(actor device.Actor, d device.Device, kind, reason string, facts []byte) ledger.Event {
+	return ledger.Event{Tenant: d.Tenant, Kind: kind, Device: d.ID, Actor: actor, Reason: reason, Data: facts, At: s.now()}
 }
 
 // taken names the device that has the serial number.

@@ -1,0 +1,151 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"steward/internal/device"
+	"steward/internal/sqldb"
+)
+
+// A list walks an index and leaves out what does not pass the rest of the filter. Where few devices
+// pass, it would walk through a million of them for one page. So it looks at the index in spans of a
+// known number of rows, and when it has looked at as many as the page may cost it ends there: the page
+// is shorter than asked for, perhaps empty, and its cursor goes on behind the last row looked at.
+
+// span is the part of a list's order that one query looks at: behind after, up to upTo where that is
+// not nil.
+type span struct {
+	after position
+	upTo  *position
+}
+
+// How many rows of its index one page of a list looks at.
+const (
+	firstSpan   = 1000
+	pageRows    = 16_000  // for programs: some 20 ms
+	consoleRows = 250_000 // for people, who would rather wait than see an empty page: some 300 ms
+	allRows     = math.MaxInt
+)
+
+// findings is one page of a search.
+type findings struct {
+	devices []foundDevice
+	stopped *position // where the search ended early; nil when the page is full or all was looked at
+}
+
+// find returns at most limit devices behind the position, looking at about so many rows of the index.
+func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after position, limit, rows int) (out findings, err error) {
+	p, err := dk.choose(ctx, dk.db, scope, f)
+	if err != nil || p.entry == byNothing {
+		return out, err
+	}
+	part := span{after: after}
+	if !p.picky(scope, f) {
+		out.devices, err = dk.findIn(ctx, p, scope, f, part, limit)
+		return out, err
+	}
+	for size := firstSpan; ; size *= 4 {
+		size = min(size, rows)
+		if part.upTo, err = spanEnd(ctx, dk.db, p, scope, f, part.after, size); err != nil {
+			return findings{}, err
+		}
+		some, err := dk.findIn(ctx, p, scope, f, part, limit-len(out.devices))
+		if err != nil {
+			return findings{}, err
+		}
+		out.devices = append(out.devices, some...)
+		rows -= size
+		switch {
+		case len(out.devices) == limit || part.upTo == nil:
+			return out, nil
+		case rows <= 0:
+			out.stopped = part.upTo
+			return out, nil
+		}
+		part.after = *part.upTo
+	}
+}
+
+func (dk *Desk) findIn(ctx context.Context, p plan, scope device.Scope, f Filter, part span, limit int) ([]foundDevice, error) {
+	q := dk.listQuery(p, scope, f, part).Add("ORDER BY "+p.order(f)+" LIMIT ?", limit)
+	found, err := sqldb.Collect(ctx, dk.db, func(rows *sql.Rows) (one foundDevice, err error) {
+		if f.Search == "" {
+			one.Device, err = scanDevice(rows)
+			return one, err
+		}
+		var term []byte
+		one.Device, err = scanDevice(rows, &term)
+		one.term = string(term)
+		return one, err
+	}, q.SQL(), q.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	return found, nil
+}
+
+// picky tells whether the plan walks many devices of which few may pass.
+func (p plan) picky(scope device.Scope, f Filter) bool {
+	if p.entry == byID || p.entry != byTerm && p.devices <= smallSet {
+		return false
+	}
+	sel := scope.Selector.And(f.Selector)
+	a, excluded, sole := sel.Sole()
+	labels := !sel.Empty()
+	if p.entry == byLabel && sole {
+		// The anchor is all there is; an exclusion was turned into it as a whole.
+		labels = !excluded && !slices.Equal(a.Values, p.anchor.Values)
+	}
+	return labels || f.Presence != "" ||
+		len(f.Stages) > 0 && p.entry != byStage || f.Model != "" && p.entry != byModel || f.Search != "" && p.entry != byTerm
+}
+
+// spanEnd returns where a span of size rows ends, nil when there are fewer. It reads that many entries
+// of one index and nothing else.
+func spanEnd(ctx context.Context, q sqldb.Reader, p plan, scope device.Scope, f Filter, after position, size int) (*position, error) {
+	b, byNum := sqldb.NewQuery("SELECT d.num, '' FROM registry_device d WHERE d.tenant = ?", scope.Tenant), "d.num"
+	switch p.entry {
+	case byStage:
+		args := []any{}
+		for _, st := range f.Stages {
+			args = append(args, st)
+		}
+		b.Add("AND d.stage IN ("+marks(len(args))+")", args...)
+	case byModel:
+		b.Add("AND d.model = ?", f.Model)
+	case byLabel:
+		cond, args := anchorCondition(scope.Tenant, p.anchor)
+		b, byNum = sqldb.NewQuery("SELECT a.num, '' FROM registry_label a WHERE "+cond, args...), "a.num"
+	case byTerm:
+		low, high := termRange(f.Search)
+		b = sqldb.NewQuery("SELECT t.num, t.term FROM registry_term t WHERE t.tenant = ? AND t.term < ?", scope.Tenant, high)
+		if after.Num == 0 {
+			b.Add("AND t.term >= ?", low)
+		} else {
+			b.Add("AND t.term >= ? AND (t.term, t.num) > (?, ?)", []byte(after.Term), []byte(after.Term), after.Num)
+		}
+		byNum = ""
+	}
+	if byNum == "" {
+		b.Add("ORDER BY t.term, t.num")
+	} else {
+		b.Add("AND "+byNum+" > ? ORDER BY "+byNum, after.Num)
+	}
+	b.Add("LIMIT 1 OFFSET ?", size-1)
+	var end position
+	var term []byte
+	err := q.QueryRowContext(ctx, b.SQL(), b.Args()...).Scan(&end.Num, &term)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("measure a part of the list: %w", err)
+	}
+	end.Term = string(term)
+	return &end, nil
+}
