@@ -83,12 +83,16 @@ type (
 
 // find returns a device of the reader's scope.
 func (s *Service) find(ctx context.Context, who httpapi.Principal, id string) (device.Device, error) {
+	return s.findIn(ctx, who.Scope, id)
+}
+
+func (s *Service) findIn(ctx context.Context, scope device.Scope, id string) (device.Device, error) {
 	parsed, err := device.ParseID(id)
 	if err != nil {
 		return device.Device{}, fault.New(fault.NotFound, "there is no device %.60q", id)
 	}
-	d, err := s.cfg.Devices.ByID(ctx, s.cfg.DB, who.Scope.Tenant, parsed)
-	if err == nil && !who.Scope.Allows(d) {
+	d, err := s.cfg.Devices.ByID(ctx, s.cfg.DB, scope.Tenant, parsed)
+	if err == nil && !scope.Allows(d) {
 		return device.Device{}, fault.New(fault.NotFound, "there is no device %s", id)
 	}
 	return d, err

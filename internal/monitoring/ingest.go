@@ -26,6 +26,22 @@ func (s *Service) Ingest(ctx context.Context, d device.Device, contentType strin
 		}
 		return err
 	}
+	return s.store(ctx, d, samples)
+}
+
+// Telemetry stores simple measurements, each a gauge under its name, with the bounds of Ingest. It returns
+// fault.Invalid when a name or a value makes no sense, and then stores nothing.
+func (s *Service) Telemetry(ctx context.Context, d device.Device, t wire.Telemetry) error {
+	s.seen(d)
+	samples, err := series.Gauges(t.TimeUnixMillis, t.Metrics)
+	if err != nil {
+		s.trouble(d, TroubleMetrics, 1, clip(err.Error(), 300))
+		return err
+	}
+	return s.store(ctx, d, samples)
+}
+
+func (s *Service) store(ctx context.Context, d device.Device, samples []series.Sample) error {
 	refused, err := s.series.Write(ctx, string(d.Tenant), string(d.ID), samples)
 	if err != nil {
 		return fmt.Errorf("metrics of %s: %w", d.ID, err)

@@ -102,8 +102,14 @@ func newHouse(t *testing.T, db *sqldb.DB) *house {
 
 func (h *house) open(dir string) *Service {
 	h.Helper()
+	return h.openAs(dir, "node-1", func(id string) bool { return strings.HasPrefix(id, "node-") })
+}
+
+// openAs opens the room as the named node.
+func (h *house) openAs(dir, node string, alive func(id string) bool) *Service {
+	h.Helper()
 	room, err := Open(Config{DB: h.db, Ledger: h.ledger, Devices: h.reg, Twin: h.twin, Dir: dir, Now: h.clock.now,
-		Log: quietLog()})
+		Log: quietLog(), Node: node, NodeAlive: alive})
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -259,12 +265,14 @@ func TestServersOwnAbsenceIsNoSilenceOfTheFleet(t *testing.T) {
 	})
 }
 
-func TestContactOfAChangedReportCountsAtOnce(t *testing.T) {
+func TestFirstReportCountsInItsTransactionAndLaterOnesAfterIt(t *testing.T) {
 	each(t, func(h *house) {
 		d := h.device(nil)
-		h.write(func(tx *sqldb.Tx) error { return h.room.Contact(h.Context(), tx, d, wire.Report{Time: h.clock.now()}) })
-		h.expect(map[State]int64{Online: 1})
-		h.write(func(tx *sqldb.Tx) error { return h.room.Contact(h.Context(), tx, d, wire.Report{}) })
+		fresh := d
+		fresh.Stage = device.Enrolled
+		h.write(func(tx *sqldb.Tx) error {
+			return h.room.Contact(h.Context(), tx, fresh, wire.Report{Time: h.clock.now()})
+		})
 		h.expect(map[State]int64{Online: 1})
 		err := h.db.Write(h.Context(), func(tx *sqldb.Tx) error {
 			h.clock.pass(time.Minute)
@@ -273,11 +281,31 @@ func TestContactOfAChangedReportCountsAtOnce(t *testing.T) {
 		if err == nil {
 			t.Fatal("the transaction held")
 		}
-		known, err := h.room.Of(h.Context(), []int64{d.Num})
-		if err != nil || !known[d.Num].LastContact.Equal(morning) {
-			t.Errorf("last contact %v, %v; want that of the report that was committed", known[d.Num].LastContact, err)
+		if got := h.lastContact(d); !got.Equal(morning) {
+			t.Errorf("last contact %v; want that of the report that was committed", got)
 		}
+		before := h.db.Stats().Writes
+		h.write(func(tx *sqldb.Tx) error { return h.room.Contact(h.Context(), tx, d, wire.Report{}) })
+		if got := h.lastContact(d); !got.Equal(morning.Add(time.Minute)) { // known at once on this node
+			t.Errorf("last contact %v", got)
+		}
+		if err := h.room.flush(h.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := h.db.Stats().Writes - before; n != 2 {
+			t.Errorf("%d transactions, want the report's and the batch", n)
+		}
+		h.expect(map[State]int64{Online: 1})
 	})
+}
+
+func (h *house) lastContact(d device.Device) time.Time {
+	h.Helper()
+	known, err := h.room.Of(h.Context(), []int64{d.Num})
+	if err != nil {
+		h.Fatal(err)
+	}
+	return known[d.Num].LastContact
 }
 
 func TestContactsWaitInMemoryAndAreWrittenAtTheEnd(t *testing.T) {
@@ -309,7 +337,7 @@ func TestTwoNodesSweepWithoutTellingTwice(t *testing.T) {
 			fleet = append(fleet, h.device(nil))
 		}
 		h.live(time.Minute, fleet...)
-		second := h.open(t.TempDir())
+		second := h.openAs(t.TempDir(), "node-2", func(id string) bool { return strings.HasPrefix(id, "node-") })
 		defer second.Close()
 		h.live(4*time.Minute + 20*time.Second)
 		h.clock.pass(40 * time.Second)

@@ -50,16 +50,6 @@ func readPolicy(ctx context.Context, q sqldb.Reader, tenant device.TenantID) (Po
 	return p, nil
 }
 
-// cachedInterval is the interval as last read; the next contact with a change reads it anew.
-func (s *Service) cachedInterval(tenant device.TenantID) time.Duration {
-	s.policies.mu.Lock()
-	defer s.policies.mu.Unlock()
-	if p, has := s.policies.known[tenant]; has {
-		return p.interval()
-	}
-	return DefaultInterval
-}
-
 // Interval is when the device should report next at the latest.
 func (s *Service) Interval(ctx context.Context, d device.Device) time.Duration {
 	p, err := s.Policy(ctx, d.Tenant)

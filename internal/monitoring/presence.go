@@ -26,10 +26,9 @@ type contacts struct {
 }
 
 type contact struct {
-	tenant   device.TenantID
-	device   device.ID
-	at       time.Time
-	interval time.Duration
+	tenant device.TenantID
+	device device.ID
+	at     time.Time
 }
 
 type troubleKey struct {
@@ -54,7 +53,7 @@ func (s *Service) Seen(d device.Device, r wire.Report) {
 }
 
 func (s *Service) seen(d device.Device) {
-	c := contact{d.Tenant, d.ID, s.now(), s.cachedInterval(d.Tenant)}
+	c := contact{d.Tenant, d.ID, s.now()}
 	s.contacts.mu.Lock()
 	s.contacts.waiting[d.Num] = c
 	full := len(s.contacts.waiting) >= flushAt
@@ -108,20 +107,16 @@ func (s *Service) trouble(d device.Device, kind string, n int64, detail string) 
 	s.contacts.troubles[key] = note
 }
 
-// Contact notes a contact in the transaction of what the device reported.
+// Contact notes a contact with what the device reported. Only one that makes the device known, its first
+// report, is written in the report's transaction; any other is noted once that has committed, costs a map
+// entry, and is written with the next batch, as an unchanged one is.
 func (s *Service) Contact(ctx context.Context, tx *sqldb.Tx, d device.Device, r wire.Report) error {
-	p, err := s.policyIn(ctx, tx, d.Tenant)
-	if err != nil {
-		return err
+	if d.Stage != device.Enrolled {
+		tx.AfterCommit(func() { s.Seen(d, r) })
+		return nil
 	}
-	now := s.now()
-	if !r.Time.IsZero() && r.Time.Sub(now).Abs() > maxClockError {
-		note := troubleNote{tenant: d.Tenant, n: 1, first: now, last: now, detail: clockWords(r.Time.Sub(now))}
-		if err := writeTroubles(ctx, tx, map[troubleKey]troubleNote{{d.Num, TroubleClock}: note}); err != nil {
-			return fmt.Errorf("contact of %s: %w", d.ID, err)
-		}
-	}
-	err = s.writeContacts(ctx, tx, map[int64]contact{d.Num: {d.Tenant, d.ID, now, p.interval()}})
+	tx.AfterCommit(func() { s.clockOf(d, r.Time) })
+	err := s.writeContacts(ctx, tx, map[int64]contact{d.Num: {d.Tenant, d.ID, s.now()}})
 	if err != nil {
 		return fmt.Errorf("contact of %s: %w", d.ID, err)
 	}
@@ -136,18 +131,23 @@ func (s *Service) flush(ctx context.Context) error {
 	batch, troubles := s.contacts.waiting, s.contacts.troubles
 	s.contacts.waiting, s.contacts.troubles = map[int64]contact{}, map[troubleKey]troubleNote{}
 	s.contacts.mu.Unlock()
-	if len(batch) == 0 && len(troubles) == 0 {
+	notes := s.links.take()
+	if len(batch) == 0 && len(troubles) == 0 && len(notes) == 0 {
 		return nil
 	}
 	err := s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		if err := writeTroubles(ctx, tx, troubles); err != nil {
 			return err
 		}
-		return s.writeContacts(ctx, tx, batch)
+		if err := s.writeContacts(ctx, tx, batch); err != nil {
+			return err
+		}
+		return s.writeLinks(ctx, tx, notes)
 	})
 	if err == nil {
 		return nil
 	}
+	s.links.back(notes)
 	s.contacts.mu.Lock()
 	defer s.contacts.mu.Unlock()
 	for num, c := range batch {
@@ -169,8 +169,12 @@ func (s *Service) flush(ctx context.Context) error {
 // brings back those that were new, late or offline.
 func (s *Service) writeContacts(ctx context.Context, tx *sqldb.Tx, batch map[int64]contact) error {
 	nums := slices.Sorted(maps.Keys(batch))
+	intervals, err := s.intervals(ctx, tx, batch)
+	if err != nil {
+		return err
+	}
 	for chunk := range slices.Chunk(nums, rowsPerStatement) {
-		if err := upsertContacts(ctx, tx, chunk, batch); err != nil {
+		if err := upsertContacts(ctx, tx, chunk, batch, intervals); err != nil {
 			return err
 		}
 		back, err := notOnline(ctx, tx, chunk)
@@ -184,6 +188,21 @@ func (s *Service) writeContacts(ctx context.Context, tx *sqldb.Tx, batch map[int
 	return nil
 }
 
+// intervals are the reporting intervals of the tenants in the batch, in seconds.
+func (s *Service) intervals(ctx context.Context, tx *sqldb.Tx, batch map[int64]contact) (map[device.TenantID]int64, error) {
+	out := map[device.TenantID]int64{}
+	for _, c := range batch {
+		if _, has := out[c.tenant]; !has {
+			p, err := s.policyIn(ctx, tx, c.tenant)
+			if err != nil {
+				return nil, err
+			}
+			out[c.tenant] = int64(p.ReportSeconds)
+		}
+	}
+	return out, nil
+}
+
 // comeBack sets rows that have just been in contact to online.
 func (s *Service) comeBack(ctx context.Context, tx *sqldb.Tx, back []seenRow) error {
 	if len(back) == 0 {
@@ -191,17 +210,18 @@ func (s *Service) comeBack(ctx context.Context, tx *sqldb.Tx, back []seenRow) er
 	}
 	counts := countChange{}
 	var events []ledger.Event
-	for _, row := range back {
+	changes := make([]stateChange, len(back))
+	for i, row := range back {
 		counts.move(row.tenant, row.state, Online)
 		if row.state == Offline {
 			events = append(events, event(row, "monitoring.online", map[string]any{
 				"offline_since": row.since.UTC(), "offline_seconds": int64(row.lastContact.Sub(row.since).Seconds()),
 			}))
 		}
-		next := row.lastContact.Add(lateAfter(row.interval))
-		if err := setState(ctx, tx, row.num, stateChange{Online, row.lastContact, next}); err != nil {
-			return err
-		}
+		changes[i] = stateChange{row.num, Online, row.lastContact, row.lastContact.Add(lateAfter(row.interval))}
+	}
+	if err := setStates(ctx, tx, changes); err != nil {
+		return err
 	}
 	return s.settle(ctx, tx, counts, events)
 }
@@ -224,6 +244,10 @@ func event(row seenRow, kind string, facts map[string]any) ledger.Event {
 // server that was down, suspended or stalled must not take its own silence for the fleet's.
 const watchGap = 45 * time.Second
 
+// sweepBatches bounds the batches of one sweep, so that a fleet that falls silent as one is judged at
+// 5,000 devices a second and leaves the database to others in between.
+const sweepBatches = 50
+
 // Sweep moves devices that have been silent for too long to late and offline. It reads only rows whose
 // time has come, by an index, and is safe on several nodes.
 func (s *Service) Sweep(ctx context.Context) error {
@@ -234,7 +258,7 @@ func (s *Service) Sweep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch presence: %w", err)
 	}
-	for {
+	for range sweepBatches {
 		more, err := s.sweepOnce(ctx, since)
 		if err != nil {
 			return fmt.Errorf("watch presence: %w", err)
@@ -243,67 +267,81 @@ func (s *Service) Sweep(ctx context.Context) error {
 			return nil
 		}
 	}
+	return nil
 }
 
-// watch notes that somebody watches and returns since when without a hole.
+// watch notes that this node watches and returns since when somebody does without a hole. When the one
+// before is gone, the hole begins anew even if it was short: devices that have lost their server come back
+// spread over some time, and each gets the whole of its intervals for it.
 func (s *Service) watch(ctx context.Context) (since time.Time, err error) {
 	now := s.now()
 	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		var alive time.Time
-		since, alive, err = readWatch(ctx, tx)
+		var node string
+		since, alive, node, err = readWatch(ctx, tx)
 		if err != nil {
 			return err
 		}
-		if now.Sub(alive) > watchGap || now.Before(alive.Add(-watchGap)) {
+		if now.Sub(alive) > watchGap || now.Before(alive.Add(-watchGap)) || !s.nodeAlive(node) {
 			since = now // nobody watched, or the clock was set
 		}
-		return writeWatch(ctx, tx, since, now)
+		return writeWatch(ctx, tx, since, now, s.cfg.Node)
 	})
 	return since, err
 }
 
-// sweepOnce looks at one batch of rows whose time has come. A device's silence counts from the later of
-// its last contact and the time since which somebody watches; a state never improves here, since only
-// a contact does that.
+// sweepOnce looks at one batch of rows whose time has come. A device's silence counts from the latest of
+// its last contact, the time since which somebody watches, and the time when it lost its node; a state
+// never improves here, since only a contact does that.
 func (s *Service) sweepOnce(ctx context.Context, since time.Time) (more bool, err error) {
 	now := s.now()
 	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		rows, err := dueRows(ctx, tx, now)
-		if err != nil {
+		if err != nil || len(rows) == 0 {
+			more = false
 			return err
 		}
 		more = len(rows) == rowsPerStatement
 		counts := countChange{}
 		var events []ledger.Event
-		for _, row := range rows {
-			from := row.lastContact
-			if since.After(from) {
-				from = since
-			}
-			state, look := judge(now.Sub(from), row.interval)
-			change := stateChange{state, now, from.Add(look)}
-			if state <= row.state {
-				change.state, change.since = row.state, row.since
-				if row.state == Late {
-					change.checkAt = from.Add(offlineAfter(row.interval))
-				}
-			}
-			if err := setState(ctx, tx, row.num, change); err != nil {
-				return err
-			}
-			if change.state == row.state {
+		changes := make([]stateChange, len(rows))
+		for i, row := range rows {
+			changes[i] = row.judge(now, since)
+			if changes[i].state == row.state {
 				continue
 			}
-			counts.move(row.tenant, row.state, change.state)
-			if change.state == Offline {
+			counts.move(row.tenant, row.state, changes[i].state)
+			if changes[i].state == Offline {
 				events = append(events, event(row, "monitoring.offline", map[string]any{
 					"last_contact": row.lastContact.UTC(), "interval_seconds": int64(row.interval.Seconds()),
 				}))
 			}
 		}
+		if err := setStates(ctx, tx, changes); err != nil {
+			return err
+		}
 		return s.settle(ctx, tx, counts, events)
 	})
 	return more, err
+}
+
+// judge says what a row whose time has come should be, and when to look at it again.
+func (row seenRow) judge(now, since time.Time) stateChange {
+	from := row.lastContact
+	for _, later := range []time.Time{since, row.excused} {
+		if later.After(from) {
+			from = later
+		}
+	}
+	state, look := judge(now.Sub(from), row.interval)
+	change := stateChange{row.num, state, now, from.Add(look)}
+	if state <= row.state {
+		change.state, change.since = row.state, row.since
+		if row.state == Late {
+			change.checkAt = from.Add(offlineAfter(row.interval))
+		}
+	}
+	return change
 }
 
 // Of returns what is known of these devices; one that was never in contact is left out.

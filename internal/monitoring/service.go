@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"steward/internal/device"
+	"steward/internal/httpapi"
 	"steward/internal/ledger"
 	"steward/internal/monitoring/series"
 	"steward/internal/sqldb"
@@ -44,6 +45,14 @@ type Config struct {
 	Keep    time.Duration // how long metrics are kept; 0 means 15 days
 	Log     *slog.Logger
 	Now     func() time.Time // nil means time.Now
+
+	// Node names this start of this node; empty means a random name. NodeAlive tells whether another one
+	// runs; nil means that there is none.
+	Node      string
+	NodeAlive func(id string) bool
+	// Once runs do on one node at a time, for as long as ctx lasts; nil runs it directly, for a single
+	// node. Doing it on two nodes at once would only cost, so nothing depends on it.
+	Once func(ctx context.Context, name string, do func(ctx context.Context) error) error
 }
 
 // Service is the room.
@@ -53,10 +62,14 @@ type Service struct {
 	now    func() time.Time
 	pages  *ui.Pages // set by Pages
 
-	contacts contacts
-	policies policyCache
-	charts   cache[chartKey, GroupCharts]
-	full     cache[device.TenantID, []series.Line] // disks nearly full
+	contacts  contacts
+	links     links
+	dead      map[string]time.Time // nodes that are gone, since when; of the sweep alone
+	events    *httpapi.Limiter     // by device number
+	policies  policyCache
+	charts    cache[chartKey, GroupCharts]
+	full      cache[device.TenantID, []series.Line]    // disks nearly full
+	connected cache[device.TenantID, map[string]int64] // devices by node
 }
 
 // Open opens the metrics and returns the room. Call Close at the end, after Run has returned.
@@ -64,11 +77,18 @@ func Open(cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Node == "" {
+		cfg.Node = device.RandomName(10)
+	}
 	store, err := series.Open(series.Config{Dir: cfg.Dir, Keep: cfg.Keep, Log: cfg.Log, Now: cfg.Now})
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, series: store, now: cfg.Now}
+	s := &Service{
+		cfg: cfg, series: store, now: cfg.Now, dead: map[string]time.Time{},
+		events: httpapi.NewLimiter(httpapi.Rate{PerSecond: eventPerSecond, Burst: eventBurst}, cfg.Now),
+	}
+	s.links.open, s.links.dirty = map[int64]*openLink{}, map[int64]linkNote{}
 	s.contacts.waiting = map[int64]contact{}
 	s.contacts.troubles = map[troubleKey]troubleNote{}
 	s.contacts.full = make(chan struct{}, 1)
@@ -85,31 +105,75 @@ func (s *Service) Close() error {
 
 // The rhythm of Run.
 const (
-	flushEvery = time.Second
-	sweepEvery = 5 * time.Second
+	flushEvery  = time.Second
+	sweepEvery  = 5 * time.Second
+	forgetEvery = 5 * time.Second
+	tidyEvery   = 10 * time.Minute
 )
 
-// Run writes contacts once a second and looks for devices that have fallen silent, until ctx ends. Every
-// node runs it. Errors of the database are logged and tried again: contacts wait meanwhile.
+// sweepName is the lease under which one node judges silence.
+const sweepName = "monitoring.sweep"
+
+// Run writes contacts once a second and, on one node at a time, looks for devices that have fallen silent,
+// until ctx ends. Every node runs it. Errors of the database are logged and tried again: contacts wait
+// meanwhile.
 func (s *Service) Run(ctx context.Context) error {
-	flush, sweep := time.NewTicker(flushEvery), time.NewTicker(sweepEvery)
+	swept := make(chan error, 1)
+	go func() { swept <- s.once(ctx, sweepName, s.sweepLoop) }()
+	flush, forget, own := time.NewTicker(flushEvery), time.NewTicker(forgetEvery), time.NewTicker(checkOwnEvery)
 	defer flush.Stop()
-	defer sweep.Stop()
+	defer forget.Stop()
+	defer own.Stop()
 	for {
 		var err error
 		select {
-		case <-ctx.Done():
-			return nil // Close writes what is left
+		case <-ctx.Done(): // Close writes what is left
+			if err := <-swept; !errors.Is(err, context.Canceled) {
+				return err
+			}
+			return nil
 		case <-flush.C:
 			err = s.flush(ctx)
 		case <-s.contacts.full:
 			err = s.flush(ctx)
+		case <-forget.C:
+			err = s.forgetSeries(ctx) // each node has series of its own
+		case <-own.C:
+			err = s.checkOwn(ctx)
+		}
+		s.logAgain(ctx, err)
+	}
+}
+
+func (s *Service) logAgain(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		s.cfg.Log.ErrorContext(ctx, "monitoring tries again", "error", err)
+	}
+}
+
+func (s *Service) once(ctx context.Context, name string, do func(ctx context.Context) error) error {
+	if s.cfg.Once == nil {
+		return do(ctx)
+	}
+	return s.cfg.Once(ctx, name, do)
+}
+
+// sweepLoop is what one node does at a time: it judges silence and dead nodes, and forgets what is old.
+func (s *Service) sweepLoop(ctx context.Context) error {
+	sweep, tidy := time.NewTicker(sweepEvery), time.NewTicker(tidyEvery)
+	defer sweep.Stop()
+	defer tidy.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
 		case <-sweep.C:
-			err = errors.Join(s.Sweep(ctx), s.forgetSeries(ctx))
+			err = errors.Join(s.endDead(ctx), s.Sweep(ctx))
+		case <-tidy.C:
+			err = errors.Join(s.forgetEvents(ctx), s.forgetEnded(ctx))
 		}
-		if err != nil && ctx.Err() == nil {
-			s.cfg.Log.ErrorContext(ctx, "monitoring tries again", "error", err)
-		}
+		s.logAgain(ctx, err)
 	}
 }
 

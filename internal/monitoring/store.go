@@ -30,9 +30,12 @@ type seenRow struct {
 	interval    time.Duration
 	state       State
 	since       time.Time
+	excused     time.Time // silence before it doesn't count
 }
 
+// stateChange is what a row is set to.
 type stateChange struct {
+	num     int64
 	state   State
 	since   time.Time
 	checkAt time.Time
@@ -71,7 +74,7 @@ func exec(ctx context.Context, tx *sqldb.Tx, q *sqldb.Builder) error {
 }
 
 // upsertContacts writes one statement. A row that another node has written with a later contact stays.
-func upsertContacts(ctx context.Context, tx *sqldb.Tx, nums []int64, batch map[int64]contact) error {
+func upsertContacts(ctx context.Context, tx *sqldb.Tx, nums []int64, batch map[int64]contact, intervals map[device.TenantID]int64) error {
 	q := sqldb.NewQuery("INSERT INTO monitoring_seen (num, tenant, device, last_contact, interval_s, state, state_since, check_at) VALUES")
 	for i, num := range nums {
 		c := batch[num]
@@ -80,14 +83,14 @@ func upsertContacts(ctx context.Context, tx *sqldb.Tx, nums []int64, batch map[i
 			comma = ""
 		}
 		at := sqldb.Micros(c.at)
-		q.Add("(?, ?, ?, ?, ?, 0, ?, ?)"+comma, num, string(c.tenant), string(c.device), at, int64(c.interval.Seconds()), at, neverCheck)
+		q.Add("(?, ?, ?, ?, ?, 0, ?, ?)"+comma, num, string(c.tenant), string(c.device), at, intervals[c.tenant], at, neverCheck)
 	}
 	q.Add(`ON CONFLICT (num) DO UPDATE SET last_contact = excluded.last_contact, interval_s = excluded.interval_s
 		WHERE excluded.last_contact > monitoring_seen.last_contact`)
 	return exec(ctx, tx, q)
 }
 
-const seenColumns = "num, tenant, device, last_contact, interval_s, state, state_since"
+const seenColumns = "num, tenant, device, last_contact, interval_s, state, state_since, excused"
 
 func scanSeen(rows *sql.Rows, err error) ([]seenRow, error) {
 	if err != nil {
@@ -98,7 +101,7 @@ func scanSeen(rows *sql.Rows, err error) ([]seenRow, error) {
 	for rows.Next() {
 		var r seenRow
 		var seconds int64
-		if err := rows.Scan(&r.num, &r.tenant, &r.device, sqldb.ScanMicros(&r.lastContact), &seconds, &r.state, sqldb.ScanMicros(&r.since)); err != nil {
+		if err := rows.Scan(&r.num, &r.tenant, &r.device, sqldb.ScanMicros(&r.lastContact), &seconds, &r.state, sqldb.ScanMicros(&r.since), sqldb.ScanMicros(&r.excused)); err != nil {
 			return nil, err
 		}
 		r.interval = time.Duration(seconds) * time.Second
@@ -119,14 +122,24 @@ func dueRows(ctx context.Context, tx *sqldb.Tx, now time.Time) ([]seenRow, error
 	return scanSeen(tx.QueryContext(ctx, q.SQL(), q.Args()...))
 }
 
-func setState(ctx context.Context, tx *sqldb.Tx, num int64, c stateChange) error {
-	check := neverCheck
-	if c.state != Offline {
-		// A microsecond later than the limit: at the limit itself the state is still the better one.
-		check = sqldb.Micros(c.checkAt) + 1
+// setStates changes the rows in one statement. The first row's casts give the columns their types on
+// PostgreSQL, where those of placeholders are not known.
+func setStates(ctx context.Context, tx *sqldb.Tx, changes []stateChange) error {
+	q := sqldb.NewQuery("WITH c(num, state, since, look) AS (VALUES")
+	for i, c := range changes {
+		check := neverCheck
+		if c.state != Offline {
+			// A microsecond later than the limit: at the limit itself the state is still the better one.
+			check = sqldb.Micros(c.checkAt) + 1
+		}
+		row := ", (?, ?, ?, ?)"
+		if i == 0 {
+			row = "(CAST(? AS BIGINT), CAST(? AS SMALLINT), CAST(? AS BIGINT), CAST(? AS BIGINT))"
+		}
+		q.Add(row, c.num, int(c.state), sqldb.Micros(c.since), check)
 	}
-	return exec(ctx, tx, sqldb.NewQuery("UPDATE monitoring_seen SET state = ?, state_since = ?, check_at = ? WHERE num = ?",
-		int(c.state), sqldb.Micros(c.since), check, num))
+	q.Add(") UPDATE monitoring_seen SET state = c.state, state_since = c.since, check_at = c.look FROM c WHERE monitoring_seen.num = c.num")
+	return exec(ctx, tx, q)
 }
 
 // writeCounts adds to the kept counts in a fixed order, so that two nodes don't wait for each other.
@@ -150,18 +163,18 @@ func writeCounts(ctx context.Context, tx *sqldb.Tx, counts countChange) error {
 	return nil
 }
 
-func readWatch(ctx context.Context, tx *sqldb.Tx) (since, alive time.Time, err error) {
-	q := "SELECT since, alive FROM monitoring_watch WHERE id = 1" + tx.Dialect().Pick("", " FOR UPDATE")
-	err = tx.QueryRowContext(ctx, q).Scan(sqldb.ScanMicros(&since), sqldb.ScanMicros(&alive))
+func readWatch(ctx context.Context, tx *sqldb.Tx) (since, alive time.Time, node string, err error) {
+	q := "SELECT since, alive, node FROM monitoring_watch WHERE id = 1" + tx.Dialect().Pick("", " FOR UPDATE")
+	err = tx.QueryRowContext(ctx, q).Scan(sqldb.ScanMicros(&since), sqldb.ScanMicros(&alive), &node)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}
-	return since, alive, err
+	return since, alive, node, err
 }
 
-func writeWatch(ctx context.Context, tx *sqldb.Tx, since, alive time.Time) error {
-	return exec(ctx, tx, sqldb.NewQuery(`INSERT INTO monitoring_watch (id, since, alive) VALUES (1, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET since = excluded.since, alive = excluded.alive`, sqldb.Micros(since), sqldb.Micros(alive)))
+func writeWatch(ctx context.Context, tx *sqldb.Tx, since, alive time.Time, node string) error {
+	return exec(ctx, tx, sqldb.NewQuery(`INSERT INTO monitoring_watch (id, since, alive, node) VALUES (1, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET since = excluded.since, alive = excluded.alive, node = excluded.node`, sqldb.Micros(since), sqldb.Micros(alive), node))
 }
 
 func readPresence(ctx context.Context, q sqldb.Reader, nums []int64, into map[int64]Presence) error {
@@ -187,8 +200,10 @@ func (s *Service) forgetContact(ctx context.Context, tx *sqldb.Tx, d device.Devi
 	if _, err := tx.Exec(ctx, "DELETE FROM monitoring_seen WHERE num = $1", d.Num); err != nil {
 		return err
 	}
-	if _, err = tx.Exec(ctx, "DELETE FROM monitoring_trouble WHERE num = $1", d.Num); err != nil {
-		return err
+	for _, table := range []string{"monitoring_trouble", "monitoring_event", "monitoring_link"} {
+		if _, err = tx.Exec(ctx, "DELETE FROM "+table+" WHERE num = $1", d.Num); err != nil {
+			return err
+		}
 	}
 	_, err = tx.Exec(ctx, "INSERT INTO monitoring_forget (device) VALUES ($1) ON CONFLICT (device) DO NOTHING", string(d.ID))
 	return err
@@ -213,6 +228,7 @@ func forgotten(ctx context.Context, tx *sqldb.Tx, ids []string) error {
 
 // drop takes back what waits to be written of a device that was forgotten.
 func (s *Service) drop(num int64) {
+	s.links.forget(num)
 	s.contacts.mu.Lock()
 	defer s.contacts.mu.Unlock()
 	delete(s.contacts.waiting, num)
@@ -268,6 +284,21 @@ func (s *Service) idsOf(ctx context.Context, scope device.Scope, sel device.Sele
 	q := sqldb.NewQuery("SELECT ms.device FROM (").Add(nums, args...).
 		Add(") m JOIN monitoring_seen ms ON ms.num = m.num ORDER BY ms.device LIMIT ?", limit)
 	return texts(s.cfg.DB.QueryContext(ctx, q.SQL(), q.Args()...))
+}
+
+func numbers(rows *sql.Rows, err error) (out []int64, _ error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int64
+		if err := rows.Scan(&n); err != nil {
+			return nil, err
+		}
+		out = append(out, n)
+	}
+	return out, rows.Err()
 }
 
 func texts(rows *sql.Rows, err error) (out []string, _ error) {

@@ -128,11 +128,11 @@ const (
 	MinDeadline     = 10 * time.Second
 	MaxDeadline     = 7 * 24 * time.Hour
 
-	MaxOpen       = 32    // commands that a device has still to answer
-	MaxBatch      = 2000  // devices of one selection: they are given their commands in one transaction
-	maxNameBytes  = 64    // of a command's name
-	maxCauseBytes = 1024  // of why it failed; longer ones are cut
-	keepPerDevice = 200   // finished commands of one device
+	MaxOpen       = 32   // commands that a device has still to answer
+	MaxBatch      = 2000 // devices of one selection: they are given their commands in one transaction
+	maxNameBytes  = 64   // of a command's name
+	maxCauseBytes = 1024 // of why it failed; longer ones are cut
+	keepPerDevice = 200  // finished commands of one device
 
 	// KeepFinished is how long a finished command can be looked up; the ledger keeps that it was given and
 	// how it ended for ever.
