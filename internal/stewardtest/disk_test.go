@@ -86,20 +86,35 @@ func TestFullDiskIsToldAndCostsNothing(t *testing.T) {
 	}.survives(t, h)
 }
 
-func TestFullFileSystemIsToldAndCostsNothing(t *testing.T) {
-	t.Parallel()
+// smallDisk is a file system of its own.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
 	dir := t.TempDir()
-	if err := syscall.Mount("steward-test", dir, "tmpfs", 0, "size=4m,mode=0700"); err != nil {
+	if err := syscall.Mount("steward-test", dir, "tmpfs", 0, "size="+size+",mode=0700"); err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatalf("a file system of 4 MB is needed: run as root with the right to mount: %v", err)
+			t.Fatalf("a file system of %s is needed: run as root with the right to mount: %v", size, err)
 		}
-		t.Skipf("a file system of 4 MB needs the right to mount (%v); TestFullDiskIsToldAndCostsNothing goes without", err)
+		t.Skipf("a file system of %s needs the right to mount (%v)", size, err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
+	return dir
+}
+
+// fill writes until the disk is full.
+func fill(t *testing.T, path string, atMost int) {
+	t.Helper()
+	if err := os.WriteFile(path, make([]byte, atMost), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("the disk is not full: %v", err)
+	}
+}
+
+func TestFullFileSystemIsToldAndCostsNothing(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, "4m")
 	h := Start(t, Options{ManagedKeys: true})
 	id := h.Buy("REAL-0002")[0]
 	p := h.ProcessAt(filepath.Join(dir, "state"), "REAL-0002", h.EnrollmentToken(id))
@@ -108,12 +123,7 @@ func TestFullFileSystemIsToldAndCostsNothing(t *testing.T) {
 	ballast := filepath.Join(dir, "ballast")
 	fullDisk{
 		id: id, state: p.State,
-		fill: func() {
-			err := os.WriteFile(ballast, make([]byte, 8<<20), 0o600)
-			if !errors.Is(err, syscall.ENOSPC) {
-				t.Errorf("the disk is not full: %v", err)
-			}
-		},
+		fill:    func() { fill(t, ballast, 8<<20) },
 		free:    func() { _ = os.Remove(ballast) },
 		restart: func() { p.Kill(); p.Start() },
 	}.survives(t, h)

@@ -26,6 +26,7 @@ type Options struct {
 	CertificateLife time.Duration // 0 means 90 days
 	Seed            uint64        // of the simulated devices; 0 means 7
 	Now             func() time.Time
+	Dir             string // of the server's data; "" means one of the test's
 }
 
 // House is a running Steward. Its API is that of the first administrator.
@@ -50,7 +51,10 @@ func Start(t testing.TB, o Options) *House {
 	if o.Seed == 0 {
 		o.Seed = 7
 	}
-	h := &House{t: t, Dir: filepath.Join(t.TempDir(), "server"), process: o.Process, Sim: sim.NewFleet(sim.Config{Seed: o.Seed})}
+	if o.Dir == "" {
+		o.Dir = filepath.Join(t.TempDir(), "server")
+	}
+	h := &House{t: t, Dir: o.Dir, process: o.Process, Sim: sim.NewFleet(sim.Config{Seed: o.Seed})}
 	h.cfg = server.Config{
 		DataDir: h.Dir, ConsoleAddr: "127.0.0.1:0", LinkAddr: "127.0.0.1:0", ManagedKeys: o.ManagedKeys,
 		CertificateLife: o.CertificateLife, Version: "test", Now: o.Now, Log: logOf(t),
