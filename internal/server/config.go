@@ -38,12 +38,22 @@ type Config struct {
 	Database string // "" means sqlite:DataDir/steward.db; else postgres://…
 	NATS     string // "" means one inside the process; else nats://…
 
+	// MasterKeyFile holds the key under which all others are sealed in the database, so that nodes share
+	// nothing but that. "" means that they are files in DataDir/keys.
+	MasterKeyFile string
+	// NewLedgerKey goes on with a new key for the log on PostgreSQL after the old one was lost; the
+	// ledger tells of it. Otherwise such a node is refused, since another one may sign the log.
+	NewLedgerKey bool
+
 	CertificateLife  time.Duration // of devices; 0 means 90 days
 	MetricsRetention time.Duration // 0 means 15 days
 	ReportInterval   time.Duration // how often devices report; 0 means 60 s
 	// ManagedKeys keeps the release keys on the server. For demos only: whoever has the server then
 	// can sign releases. Pages and API say so.
 	ManagedKeys bool
+
+	// Serving is called once the server serves and the bootstrap file is written; nil is fine.
+	Serving func()
 
 	Version string
 	Log     *slog.Logger     // nil discards
@@ -72,7 +82,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.LinkAddr = DefaultLinkAddr
 	}
 	if c.Database == "" {
-		c.Database = "sqlite:" + filepath.Join(c.DataDir, "steward.db")
+		c.Database = c.embedded()
 	}
 	if (c.ConsoleCert == "") != (c.ConsoleKey == "") {
 		return c, errors.New("console certificate and key are given together or not at all")

@@ -36,6 +36,7 @@ type Server struct {
 	door                          linkDoor
 	admin                         client.BootstrapAdmin
 	token                         string
+	unlock                        func() error // of the data directory
 }
 
 // linkDoor is where and under which names devices reach the link.
@@ -60,6 +61,12 @@ func Open(ctx context.Context, cfg Config) (s *Server, err error) {
 			s = nil
 		}
 	}()
+	if s.unlock, err = Lock(cfg.DataDir); err != nil {
+		return s, err
+	}
+	if err = cfg.refuseHeld(); err != nil {
+		return s, err
+	}
 	if err = s.listen(); err != nil {
 		return s, err
 	}
@@ -274,10 +281,14 @@ func (s *Server) bootstrap(ctx context.Context) error {
 		return err
 	}
 	s.cfg.Log.Info("serving", "console", s.consoleURL, "link", s.door.url, "data", s.cfg.DataDir)
-	return writeBootstrap(s.cfg.DataDir, client.Bootstrap{
+	err = writeBootstrap(s.cfg.DataDir, client.Bootstrap{
 		Console: s.consoleURL, Link: s.door.url, CA: ca, Admin: s.admin, Token: s.token, LedgerKey: ledgerKey, IssuerKey: issuer,
 		ServerPID: os.Getpid(), Version: s.cfg.Version, DataFormat: 1,
 	})
+	if err == nil && s.cfg.Serving != nil {
+		s.cfg.Serving()
+	}
+	return err
 }
 
 // statusOnly is a ResponseWriter that keeps the status.
@@ -298,6 +309,9 @@ func (s *Server) Close() (err error) {
 				err = errors.Join(err, cerr)
 			}
 		}
+	}
+	if s.unlock != nil {
+		defer func() { err = errors.Join(err, s.unlock()) }()
 	}
 	if s.rooms == nil {
 		return err
