@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -237,31 +235,6 @@ func TestTamperedTreeGetsNoNewSignature(t *testing.T) {
 			t.Errorf("sequenced on a broken tree: %v", err)
 		}
 	})
-}
-
-func TestKeyIsMadeOnceAndKept(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "keys", "ledger.key")
-	first, err := ledger.LoadOrCreateKey(path, "one.example/ledger")
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, error %v", info.Mode(), err)
-	}
-	again, err := ledger.LoadOrCreateKey(path, "two.example/ledger")
-	if err != nil || again.Verifier() != first.Verifier() || again.Origin() != "one.example/ledger" {
-		t.Errorf("the key changed: %v, %v", again, err)
-	}
-	if err := os.WriteFile(path, []byte("PRIVATE+KEY+one.example/ledger+00000000+c2VjcmV0\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ledger.LoadOrCreateKey(path, "one.example/ledger"); err == nil || strings.Contains(err.Error(), "c2VjcmV0") {
-		t.Errorf("a broken key gave %v: want an error that doesn't quote it", err)
-	}
-	if _, err := ledger.GenerateKey("with blank"); err == nil {
-		t.Error("an origin with a blank was accepted")
-	}
 }
 
 // FuzzParseProof looks for a proof that the reader takes and the verifier then can't survive, or takes

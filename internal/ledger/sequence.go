@@ -168,7 +168,7 @@ func (e *edge) append(index int64, leaf []byte) error {
 // sign makes the checkpoint for a tree.
 func (l *Ledger) sign(size int64, root tlog.Hash) (string, error) {
 	c := Checkpoint{Origin: l.cfg.Origin, Size: size, Root: root}
-	signed, err := note.Sign(&note.Note{Text: c.text()}, l.cfg.Key.signer)
+	signed, err := note.Sign(&note.Note{Text: c.text()}, l.cfg.Key)
 	if err != nil {
 		return "", fmt.Errorf("sign the ledger's tree head: %w", err)
 	}
@@ -177,6 +177,7 @@ func (l *Ledger) sign(size int64, root tlog.Hash) (string, error) {
 
 // adopt signs the head with this program's key when that key hasn't signed it. Unless the ledger is
 // empty, the key was then lost or replaced, or somebody wrote to the database, and the ledger says so itself.
+// A shared ledger is refused instead: another node signs it, and both would sign it anew for ever.
 func (l *Ledger) adopt(ctx context.Context) error {
 	return l.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		if err := tx.ReadCommitted(ctx); err != nil {
@@ -187,12 +188,13 @@ func (l *Ledger) adopt(ctx context.Context) error {
 			return err
 		}
 		if h.checkpoint != "" || h.size > 0 {
-			if _, err := OpenCheckpoint([]byte(h.checkpoint), l.cfg.Key.Verifier()); err == nil {
-				return nil
+			err := l.signed(h)
+			if err == nil || l.cfg.Shared {
+				return err
 			}
 			l.cfg.Log.WarnContext(ctx, "the ledger was not signed with this key and goes on with it",
 				"verifier", l.cfg.Key.Verifier(), "size", h.size)
-			err := l.Append(ctx, tx, Event{
+			err = l.Append(ctx, tx, Event{
 				Tenant: device.DefaultTenant, Kind: "ledger.rekeyed", Actor: device.System("ledger"),
 				Reason: "the tree head was not signed with this key",
 				Data:   Facts(map[string]any{"verifier": l.cfg.Key.Verifier(), "size": h.size, "old_checkpoint": h.checkpoint}),

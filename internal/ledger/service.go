@@ -34,6 +34,9 @@ type Config struct {
 	Bus    *bus.Bus         // wakes other nodes; nil for a single one
 	Now    func() time.Time // nil means time.Now
 	Log    *slog.Logger     // nil means no log
+	// Shared says that other nodes sign the same log with the same key: Run then fails on a head signed
+	// with another one, instead of going on with its own.
+	Shared bool
 
 	// Devices gives a sub-SELECT, with "?" placeholders, of the public IDs of the devices in a scope.
 	// Without it people whose scope has a selector see no event at all.

@@ -27,6 +27,7 @@ import (
 	"steward/internal/fault"
 	"steward/internal/ledger"
 	"steward/internal/ledger/ledgertest"
+	"steward/internal/keys"
 	"steward/internal/link"
 	"steward/internal/provisioning"
 	"steward/internal/registry"
@@ -91,18 +92,18 @@ func newHouse(t testing.TB, db *sqldb.DB, change func(*link.Config)) *house {
 	t.Cleanup(b.Close)
 	l := ledgertest.New(t, db)
 	h.reg = registry.New(registry.Config{DB: db, Ledger: l, Now: h.now})
-	keys, err := provisioning.OpenKeyDir(t.TempDir())
+	store, err := keys.OpenDir(t.TempDir())
 	h.must(err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	h.must(err)
 	h.addr = listener.Addr().String()
 	log := slog.New(slog.DiscardHandler)
 	h.prov, err = provisioning.New(ctx, provisioning.Config{
-		DB: db, Ledger: l, Devices: h.reg, Fleet: h.reg, Keys: keys, Bus: b, Now: h.now, Log: log,
+		DB: db, Ledger: l, Devices: h.reg, Fleet: h.reg, Keys: store, Bus: b, Now: h.now, Log: log,
 		LinkURL: func() string { return "https://" + h.addr }, LinkNames: []string{"localhost", "127.0.0.1"},
 	})
 	h.must(err)
-	envelope, err := provisioning.EnvelopeSigner(ctx, keys)
+	envelope, err := provisioning.EnvelopeSigner(ctx, store)
 	h.must(err)
 	h.twin = twin.New(twin.Config{DB: db, Key: envelope, Bus: b, Now: h.now, Log: log, Clone: h.prov.Clone})
 	root, err := h.prov.LinkRoot(ctx)

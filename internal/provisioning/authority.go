@@ -18,6 +18,7 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/keys"
 	"steward/internal/ledger"
 	"steward/internal/sqldb"
 )
@@ -254,7 +255,7 @@ type parent struct {
 // newAuthority makes key and certificate; a nil parent makes a root.
 func (as *authorities) newAuthority(ctx context.Context, owner device.TenantID, kind string, generation int, by *parent) (stored, crypto.Signer, error) {
 	id := "ca-" + device.RandomName(10)
-	key, err := as.keys.Ensure(ctx, id, P256)
+	key, err := as.keys.Ensure(ctx, id, keys.P256)
 	if err != nil {
 		return stored{}, nil, fmt.Errorf("make the %s authority's key: %w", kind, err)
 	}

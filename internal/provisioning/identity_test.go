@@ -24,6 +24,7 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/keys"
 	"steward/internal/sqldb"
 	"steward/internal/wire"
 )
@@ -324,10 +325,10 @@ func TestTwoNodesMakeOneAuthority(t *testing.T) {
 		}
 		list, err := h.s.Authorities(context.Background(), "acme")
 		h.must(err)
-		files, err := os.ReadDir(h.keys.dir)
+		names, err := h.keys.Names(context.Background())
 		h.must(err)
-		if len(list) != 2 || len(files) != 3 {
-			t.Errorf("%d certificates, %d key files: want 2 and, with the envelope key, 3", len(list), len(files))
+		if len(list) != 2 || len(names) != 3 {
+			t.Errorf("%d certificates, %d keys: want 2 and, with the envelope key, 3", len(list), len(names))
 		}
 	})
 }
@@ -373,60 +374,13 @@ func TestIssuingAuthorityIsFollowedByTheNextInTime(t *testing.T) {
 func TestMissingAuthorityKeyIsNamed(t *testing.T) {
 	h := lite(t)
 	h.enrolled("SN-1")
-	keys, err := OpenKeyDir(t.TempDir())
+	store, err := keys.OpenDir(t.TempDir())
 	h.must(err)
-	h.cfg.Keys = keys
+	h.cfg.Keys = store
 	h.restart()
 	_, err = h.s.IssueTokens(context.Background(), h.person, h.scope, []NewToken{{Serial: "SN-2"}})
-	if !errors.Is(err, ErrNoKey) || !strings.Contains(err.Error(), "backup") {
+	if !errors.Is(err, keys.ErrNoKey) || !strings.Contains(err.Error(), "backup") {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestKeyFilesAreForTheirOwnerOnly(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "keys")
-	keys, err := OpenKeyDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := context.Background()
-	var wg sync.WaitGroup
-	ids := make([]string, 8)
-	for i := range ids {
-		wg.Go(func() {
-			key, err := keys.Ensure(ctx, "one", P256)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			ids[i], _ = wire.KeyIDOf(key.Public())
-		})
-	}
-	wg.Wait()
-	for _, id := range ids {
-		if id != ids[0] {
-			t.Fatal("concurrent makers got different keys")
-		}
-	}
-	path := filepath.Join(dir, "one.pem")
-	info, err := os.Stat(path)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("mode %v, %v", info.Mode(), err)
-	}
-	if err := os.Chmod(path, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := keys.Open(ctx, "one"); err == nil || !strings.Contains(err.Error(), "0600") {
-		t.Errorf("a key that others may read was used: %v", err)
-	}
-	if _, err := keys.Open(ctx, "../one"); err == nil {
-		t.Error("a name led out of the directory")
-	}
-	if err := keys.Delete(ctx, "one"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := keys.Open(ctx, "one"); !errors.Is(err, ErrNoKey) {
-		t.Errorf("after its deletion: %v", err)
 	}
 }
 

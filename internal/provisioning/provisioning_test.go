@@ -19,6 +19,7 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/keys"
 	"steward/internal/ledger"
 	"steward/internal/ledger/ledgertest"
 	"steward/internal/registry"
@@ -69,7 +70,7 @@ type house struct {
 	cfg    Config
 	clock  *clock
 	bus    *heard
-	keys   *KeyDir
+	keys   *keys.Dir
 	guard  string // what the guard of moves says is missing
 	scope  device.Scope
 	person device.Actor
@@ -81,11 +82,11 @@ func newHouse(t testing.TB, db *sqldb.DB) *house {
 		scope: device.Scope{Tenant: device.DefaultTenant}, person: device.Actor{Kind: device.ActorAccount, ID: "acc-1", Name: "Ada"}}
 	guard := registry.Guard{Name: "test", Check: func(context.Context, sqldb.Reader, device.Device, device.Stage) (string, error) { return h.guard, nil }}
 	h.reg = registry.New(registry.Config{DB: db, Ledger: h.l, Guards: []registry.Guard{guard}, Now: h.clock.now})
-	keys, err := OpenKeyDir(t.TempDir())
+	store, err := keys.OpenDir(t.TempDir())
 	h.must(err)
-	h.keys = keys
+	h.keys = store
 	h.cfg = Config{
-		DB: db, Ledger: h.l, Devices: h.reg, Fleet: h.reg, Keys: keys, Bus: h.bus, LedgerKey: "ledger+key",
+		DB: db, Ledger: h.l, Devices: h.reg, Fleet: h.reg, Keys: store, Bus: h.bus, LedgerKey: "ledger+key",
 		LinkURL: func() string { return "https://link.test:8443" }, LinkNames: []string{"link.test", "127.0.0.1"},
 		Now: h.clock.now, Log: slog.New(slog.DiscardHandler),
 	}

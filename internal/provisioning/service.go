@@ -131,16 +131,6 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	}, nil
 }
 
-// EnvelopeSigner returns the key that signs desired state, made when there is none. The twin needs it
-// too, and may be made before this room.
-func EnvelopeSigner(ctx context.Context, keys KeyStore) (crypto.Signer, error) {
-	s, err := keys.Ensure(ctx, EnvelopeKeyName, Ed25519)
-	if err != nil {
-		return nil, fmt.Errorf("open the envelope key: %w", err)
-	}
-	return s, nil
-}
-
 // LinkCertificate is for tls.Config.GetCertificate of the link; it renews itself.
 func (s *Service) LinkCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	ctx := context.Background()

@@ -4,19 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
 	"steward/internal/device"
 	"steward/internal/fault"
 	"steward/internal/release/signing"
 	"steward/internal/wire"
 )
-
-// managedDir is where managed mode keeps the tenant's offline keys.
-func (s *Service) managedDir(tenant device.TenantID) string {
-	return filepath.Join(s.cfg.KeyDir, string(tenant), "managed")
-}
 
 // InitManaged makes the tenant's offline keys on this server and accepts the root signed with them. It
 // is refused when the tenant has a root of its own.
@@ -30,25 +23,37 @@ func (s *Service) InitManaged(ctx context.Context, actor device.Actor, tenant de
 	if repo.Rooted {
 		return repo, fault.New(fault.Conflict, "this tenant has a root whose keys are kept elsewhere: it can't become managed")
 	}
-	c, err := s.ceremony(tenant, repo)
+	k, err := s.managedKeys(ctx, tenant, s.making)
+	if err != nil {
+		return repo, err
+	}
+	c, err := signing.New(k, repo.OnlineKeys, signing.Options{Now: s.cfg.Now})
 	if err != nil {
 		return repo, err
 	}
 	s.cfg.Log.Warn("MANAGED RELEASE KEYS: "+ManagedWarning, "tenant", tenant)
-	return s.setRoot(ctx, actor, tenant, rootChange{data: c.Root().Bytes, managed: true})
+	set, err := s.setRoot(ctx, actor, tenant, rootChange{data: c.Root().Bytes, managed: true})
+	if err == nil {
+		return set, nil
+	}
+	// Another node may have signed one with the same keys, a moment earlier.
+	if now, nerr := s.Repository(ctx, tenant); nerr == nil && now.Managed {
+		return now, nil
+	}
+	return repo, err
 }
 
-// ceremony opens the managed keys, making them before there is a root.
-func (s *Service) ceremony(tenant device.TenantID, repo Repository) (*signing.Ceremony, error) {
-	o := signing.Options{Now: s.cfg.Now}
-	c, err := signing.Open(s.managedDir(tenant), o)
-	if errors.Is(err, fs.ErrNotExist) && !repo.Rooted {
-		return signing.Init(s.managedDir(tenant), repo.OnlineKeys, o)
-	}
+// ceremony opens the managed keys under the root that stands.
+func (s *Service) ceremony(ctx context.Context, tenant device.TenantID) (*signing.Ceremony, error) {
+	root, err := s.Root(ctx, tenant)
 	if err != nil {
-		return nil, fmt.Errorf("open the managed keys of tenant %s: %w", tenant, err)
+		return nil, err
 	}
-	return c, nil
+	k, err := s.managedKeys(ctx, tenant, s.cfg.Keys.Open)
+	if err != nil {
+		return nil, fmt.Errorf("open the managed keys: %w", err)
+	}
+	return signing.With(k, root, signing.Options{Now: s.cfg.Now})
 }
 
 // PushManaged signs and publishes a release with the keys on this server. artifacts has one entry per
@@ -134,7 +139,7 @@ func (s *Service) tryManaged(ctx context.Context, actor device.Actor, tenant dev
 	if !repo.Managed {
 		return fault.New(fault.Conflict, "this server does not hold the targets keys: sign with \"steward release push\" where they are")
 	}
-	c, err := s.ceremony(tenant, repo)
+	c, err := s.ceremony(ctx, tenant)
 	if err != nil {
 		return err
 	}

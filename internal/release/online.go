@@ -73,22 +73,22 @@ func (s *Service) signOnline(ctx context.Context, tx *sqldb.Tx, tenant device.Te
 	if !renewSnapshot && !repo.Timestamp.Expires.Before(now.Add(timestampAhead)) {
 		return nil // another node was faster
 	}
-	keys, err := s.localKeys(tenant)
+	online, err := s.onlineKeys(ctx, tenant, s.cfg.Keys.Open)
 	if err != nil {
 		return err
 	}
-	if keys.public() != repo.OnlineKeys {
-		return fmt.Errorf("this node's keys are not those that root version %d names: copy them from another node's key directory, or sign a new root", repo.Root.Version)
+	if online.public() != repo.OnlineKeys {
+		return fmt.Errorf("this node's keys are not those that root version %d names: give it the keys of the other nodes, or sign a new root", repo.Root.Version)
 	}
 	snapshot := signing.Online{Version: repo.Snapshot.Version, Expires: repo.Snapshot.Expires}
 	if renewSnapshot {
-		if snapshot, err = s.signSnapshot(ctx, tx, repo, keys); err != nil {
+		if snapshot, err = s.signSnapshot(ctx, tx, repo, online); err != nil {
 			return err
 		}
 	} else if snapshot.Bytes, err = metadataFile(ctx, tx, tenant, versioned(snapshot.Version, "snapshot")); err != nil {
 		return err
 	}
-	timestamp, err := signing.SignTimestamp(keys.timestamp, repo.Timestamp.Version+1, snapshot, now)
+	timestamp, err := signing.SignTimestamp(online.timestamp, repo.Timestamp.Version+1, snapshot, now)
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (s *Service) signOnline(ctx context.Context, tx *sqldb.Tx, tenant device.Te
 	return insertMetadata(ctx, tx, tenant, file{role: "timestamp", version: timestamp.Version, body: timestamp.Bytes, at: now})
 }
 
-func (s *Service) signSnapshot(ctx context.Context, tx *sqldb.Tx, repo Repository, keys onlineKeys) (signing.Online, error) {
+func (s *Service) signSnapshot(ctx context.Context, tx *sqldb.Tx, repo Repository, online onlineKeys) (signing.Online, error) {
 	data, err := s.currentTargets(ctx, tx, repo)
 	if err != nil {
 		return signing.Online{}, err
@@ -114,7 +114,7 @@ func (s *Service) signSnapshot(ctx context.Context, tx *sqldb.Tx, repo Repositor
 	if err != nil {
 		return signing.Online{}, err
 	}
-	snapshot, err := signing.SignSnapshot(keys.snapshot, repo.Snapshot.Version+1, targets, s.now())
+	snapshot, err := signing.SignSnapshot(online.snapshot, repo.Snapshot.Version+1, targets, s.now())
 	if err != nil {
 		return snapshot, err
 	}

@@ -22,6 +22,7 @@ import (
 	"steward/internal/device"
 	"steward/internal/fault"
 	"steward/internal/httpapi"
+	"steward/internal/keys"
 	"steward/internal/ledger"
 	"steward/internal/ledger/ledgertest"
 	"steward/internal/release"
@@ -83,8 +84,12 @@ func newRig(t testing.TB, db *sqldb.DB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	store, err := keys.OpenDir(filepath.Join(t.TempDir(), "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := &rig{ledger: ledgertest.New(t, db), db: db, blobs: blobs, clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
-	r.cfg = release.Config{DB: db, Blobs: blobs, Ledger: r.ledger, Usage: &r.usage, KeyDir: filepath.Join(t.TempDir(), "keys"), Now: r.now}
+	r.cfg = release.Config{DB: db, Blobs: blobs, Ledger: r.ledger, Usage: &r.usage, Keys: store, Now: r.now}
 	r.Service = release.New(r.cfg)
 	return r
 }

@@ -2,19 +2,16 @@ package release
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"steward/internal/blob"
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/keys"
 	"steward/internal/ledger"
 	"steward/internal/release/signing"
 	"steward/internal/sqldb"
@@ -43,9 +40,9 @@ type Config struct {
 	Blobs  *blob.Store // of artifacts and manifests
 	Ledger Ledger
 	Usage  Usage // nil means nothing is in use
-	// KeyDir holds the online keys of each tenant, and in managed mode all keys. Nodes of one
-	// installation need the same content.
-	KeyDir string
+	// Keys holds the online keys of each tenant, and in managed mode all keys. Nodes of one
+	// installation share it.
+	Keys keys.Store
 	// Demo says that managed keys are meant: the console then warns on the page only.
 	Demo bool
 	Log  *slog.Logger
@@ -56,7 +53,6 @@ type Config struct {
 type Service struct {
 	cfg Config
 
-	keys    sync.Mutex // making key files
 	managed sync.Mutex // one managed signing at a time on this node
 }
 
@@ -73,57 +69,16 @@ func New(cfg Config) *Service {
 
 func (s *Service) now() time.Time { return s.cfg.Now().UTC() }
 
-// onlineKeys are this node's private keys for a tenant.
-type onlineKeys struct{ snapshot, timestamp ed25519.PrivateKey }
-
-func (k onlineKeys) public() signing.OnlineKeys {
-	return signing.OnlineKeys{Snapshot: signing.PublicHex(k.snapshot), Timestamp: signing.PublicHex(k.timestamp)}
-}
-
-// localKeys reads the tenant's online keys, making them when there are none.
-func (s *Service) localKeys(tenant device.TenantID) (onlineKeys, error) {
-	s.keys.Lock()
-	defer s.keys.Unlock()
-	dir := filepath.Join(s.cfg.KeyDir, string(tenant))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return onlineKeys{}, fmt.Errorf("make the key directory: %w", err)
-	}
-	snapshot, err := keyFile(filepath.Join(dir, "snapshot.key"))
-	if err != nil {
-		return onlineKeys{}, err
-	}
-	timestamp, err := keyFile(filepath.Join(dir, "timestamp.key"))
-	if err != nil {
-		return onlineKeys{}, err
-	}
-	return onlineKeys{snapshot: snapshot, timestamp: timestamp}, nil
-}
-
-func keyFile(path string) (ed25519.PrivateKey, error) {
-	key, err := signing.ReadKey(path, nil)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, err
-	}
-	if key, err = signing.NewKey(); err != nil {
-		return nil, err
-	}
-	err = signing.WriteKey(path, key, nil)
-	if errors.Is(err, fs.ErrExist) { // another node on the same directory was faster
-		return signing.ReadKey(path, nil)
-	}
-	return key, err
-}
-
 // Repository returns the state of the tenant's repository, making it and its online keys at the first
 // call.
 func (s *Service) Repository(ctx context.Context, tenant device.TenantID) (Repository, error) {
-	keys, err := s.localKeys(tenant)
+	online, err := s.onlineKeys(ctx, tenant, s.making)
 	if err != nil {
 		return Repository{}, err
 	}
 	repo, err := repository(ctx, s.cfg.DB, tenant)
 	if errors.Is(err, fault.NotFound) {
-		err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return insertRepository(ctx, tx, tenant, keys.public(), s.now()) })
+		err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return insertRepository(ctx, tx, tenant, online.public(), s.now()) })
 		if err == nil {
 			repo, err = repository(ctx, s.cfg.DB, tenant)
 		}
@@ -132,7 +87,7 @@ func (s *Service) Repository(ctx context.Context, tenant device.TenantID) (Repos
 		return Repository{}, err
 	}
 	// What the next root has to name are the keys that this server has, whatever the last one named.
-	repo.OnlineKeys = keys.public()
+	repo.OnlineKeys = online.public()
 	if repo.Managed {
 		repo.Warning = ManagedWarning
 	}
@@ -193,13 +148,13 @@ func (s *Service) setRoot(ctx context.Context, actor device.Actor, tenant device
 	if err != nil {
 		return repo, err
 	}
-	keys, err := s.localKeys(tenant)
+	online, err := s.onlineKeys(ctx, tenant, s.making)
 	if err != nil {
 		return repo, err
 	}
-	if next.Online != keys.public() {
+	if next.Online != online.public() {
 		return repo, fault.Bad("root", "the root must name exactly this server's keys for snapshot (%s) and timestamp (%s)",
-			keys.public().Snapshot, keys.public().Timestamp)
+			online.public().Snapshot, online.public().Timestamp)
 	}
 	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
 		if err := storeRoot(ctx, tx, repo, next, change.managed || repo.Managed); err != nil {

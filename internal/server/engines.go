@@ -10,6 +10,8 @@ import (
 	"steward/internal/bus"
 	"steward/internal/disposal"
 	"steward/internal/httpapi"
+	"steward/internal/keys"
+	"steward/internal/lease"
 	"steward/internal/ledger"
 	"steward/internal/monitoring"
 	"steward/internal/provisioning"
@@ -26,13 +28,13 @@ type engines struct {
 	db   *sqldb.DB
 	bus  *bus.Bus
 	blob *blob.Store
-	keys *provisioning.KeyDir
+	keys keys.Movable
 }
 
 // Migrations lists the tables of all rooms.
 func Migrations() []sqldb.Migration {
 	return []sqldb.Migration{
-		ledger.Migration(), registry.Migration(), access.Migration(), httpapi.Migration(), twin.Migration(), purchase.Migration(),
+		keys.Migration(), lease.Migration(), ledger.Migration(), registry.Migration(), access.Migration(), httpapi.Migration(), twin.Migration(), purchase.Migration(),
 		provisioning.Migration(), release.Migration(), update.Migration(), monitoring.Migration(), disposal.Migration(),
 	}
 }
@@ -57,7 +59,7 @@ func openEngines(ctx context.Context, cfg Config) (e engines, err error) {
 	if e.blob, err = blob.Dir(cfg.path("artifacts")); err != nil {
 		return e, err
 	}
-	e.keys, err = provisioning.OpenKeyDir(cfg.path("keys"))
+	e.keys, err = OpenKeys(ctx, cfg, e.db)
 	return e, err
 }
 

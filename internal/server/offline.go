@@ -49,8 +49,7 @@ func VerifyLedger(ctx context.Context, cfg Config, kept ...[]byte) (head ledger.
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return head, err
 	}
-	key := cfg.path("keys", "ledger.key")
-	if _, err := os.Stat(key); err != nil {
+	if _, err := os.Stat(cfg.path("keys")); err != nil {
 		return head, err
 	}
 	e, err := openEngines(ctx, cfg)
@@ -58,7 +57,11 @@ func VerifyLedger(ctx context.Context, cfg Config, kept ...[]byte) (head ledger.
 		return head, err
 	}
 	defer func() { err = errors.Join(err, e.close()) }()
-	signer, err := ledger.LoadOrCreateKey(key, ledgerOrigin)
+	secret, err := e.keys.Open(ctx, ledger.KeyName)
+	if err != nil {
+		return head, err
+	}
+	signer, err := ledger.NewKey(ledgerOrigin, secret)
 	if err != nil {
 		return head, err
 	}

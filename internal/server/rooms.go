@@ -8,6 +8,7 @@ import (
 	"steward/internal/device"
 	"steward/internal/disposal"
 	"steward/internal/httpapi"
+	"steward/internal/keys"
 	"steward/internal/ledger"
 	"steward/internal/monitoring"
 	"steward/internal/provisioning"
@@ -53,7 +54,7 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 	}
 	r.purchase = purchase.New(purchase.Config{DB: e.db, Devices: r.registry, Ledger: r.ledger, Now: cfg.Now, Log: cfg.Log})
 	r.release = release.New(release.Config{
-		DB: e.db, Blobs: e.blob, Ledger: r.ledger, Usage: releaseUsage{r}, KeyDir: cfg.path("keys", "release"),
+		DB: e.db, Blobs: e.blob, Ledger: r.ledger, Usage: releaseUsage{r}, Keys: e.keys,
 		Demo: cfg.ManagedKeys, Log: cfg.Log, Now: cfg.Now,
 	})
 	r.update = update.New(update.Config{
@@ -84,13 +85,19 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 
 // makeSpine makes what all others stand on.
 func (r *rooms) makeSpine(ctx context.Context) error {
-	key, err := ledger.LoadOrCreateKey(r.cfg.path("keys", "ledger.key"), ledgerOrigin)
+	key, err := r.ledgerKey(ctx)
 	if err != nil {
 		return err
 	}
 	r.ledger = ledger.New(ledger.Config{
 		DB: r.db, Key: key, Bus: r.bus, Now: r.cfg.Now, Log: r.cfg.Log, Devices: r.publicIDs, Describe: sentences(),
+		Shared: r.sharesLedger(),
 	})
+	if r.sharesLedger() {
+		if err := r.ledger.CheckKey(ctx); err != nil {
+			return err
+		}
+	}
 	r.registry = registry.New(registry.Config{DB: r.db, Ledger: r.ledger, Moved: []registry.Moved{r.moved}, Now: r.cfg.Now, Log: r.cfg.Log})
 	r.access = access.New(access.Config{
 		DB: r.db, Ledger: r.ledger, Now: r.cfg.Now, Log: r.cfg.Log, Proxies: r.cfg.TrustedProxies, Secure: r.cfg.BehindProxy,
@@ -122,7 +129,7 @@ func (r *rooms) makeSpine(ctx context.Context) error {
 }
 
 func (r *rooms) makeDisposal(ctx context.Context) error {
-	key, err := r.keys.Ensure(ctx, "disposal-issuer", provisioning.Ed25519)
+	key, err := r.keys.Ensure(ctx, "disposal-issuer", keys.Ed25519)
 	if err != nil {
 		return fmt.Errorf("open the key of disposal certificates: %w", err)
 	}

@@ -101,24 +101,52 @@ func Init(dir string, online OnlineKeys, o Options) (*Ceremony, error) {
 	if c.targetsKeys, err = makeKeys(dir, metadata.TARGETS, o.TargetsKeys, o.Passphrase); err != nil {
 		return nil, err
 	}
-	root := metadata.Root(expiry(o.Now(), o.RootLife))
-	if err := nameKeys(root, metadata.ROOT, o.RootThreshold, publics(c.rootKeys)); err != nil {
+	if err := c.firstRoot(online); err != nil {
 		return nil, err
 	}
-	if err := nameKeys(root, metadata.TARGETS, o.TargetsThreshold, publics(c.targetsKeys)); err != nil {
-		return nil, err
+	return c, writeNew(filepath.Join(dir, "root.json"), c.root.Bytes)
+}
+
+// firstRoot signs root version 1, which names the ceremony's keys and the server's online keys.
+func (c *Ceremony) firstRoot(online OnlineKeys) error {
+	root := metadata.Root(expiry(c.o.Now(), c.o.RootLife))
+	if err := nameKeys(root, metadata.ROOT, c.o.RootThreshold, publics(c.rootKeys)); err != nil {
+		return err
+	}
+	if err := nameKeys(root, metadata.TARGETS, c.o.TargetsThreshold, publics(c.targetsKeys)); err != nil {
+		return err
 	}
 	if err := nameOnline(root, online); err != nil {
-		return nil, err
+		return err
 	}
 	data, err := sign(root, c.rootKeys)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if c.root, err = VerifyFirstRoot(data); err != nil {
-		return nil, fmt.Errorf("check the new root: %w", err)
+		return fmt.Errorf("check the new root: %w", err)
 	}
-	return c, writeNew(filepath.Join(dir, "root.json"), data)
+	return nil
+}
+
+// Keys are one offline key per role, held by the caller.
+type Keys struct{ Root, Targets ed25519.PrivateKey }
+
+// New signs root version 1 with keys that the caller holds; the ceremony has no directory and remembers
+// nothing.
+func New(k Keys, online OnlineKeys, o Options) (*Ceremony, error) {
+	c := &Ceremony{o: o.withDefaults(), rootKeys: []ed25519.PrivateKey{k.Root}, targetsKeys: []ed25519.PrivateKey{k.Targets}}
+	return c, c.firstRoot(online)
+}
+
+// With signs under an existing root with keys that the caller holds; see New.
+func With(k Keys, root []byte, o Options) (*Ceremony, error) {
+	c := &Ceremony{o: o.withDefaults(), rootKeys: []ed25519.PrivateKey{k.Root}, targetsKeys: []ed25519.PrivateKey{k.Targets}}
+	var err error
+	if c.root, err = VerifyFirstRoot(root); err != nil {
+		return nil, fmt.Errorf("read the root: %w", err)
+	}
+	return c, nil
 }
 
 func makeKeys(dir, role string, n int, passphrase []byte) ([]ed25519.PrivateKey, error) {
@@ -170,6 +198,9 @@ func (c *Ceremony) Root() *Root { return c.root }
 
 // Targets is the newest targets metadata that was signed here, nil before the first.
 func (c *Ceremony) Targets() (*Targets, error) {
+	if c.dir == "" {
+		return nil, nil //nolint:nilnil // none is remembered
+	}
 	data, err := os.ReadFile(filepath.Join(c.dir, "targets.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // none is no error
@@ -276,6 +307,9 @@ func (c *Ceremony) keepRoot(data []byte) error {
 		return nil //nolint:nilerr // not complete yet
 	}
 	c.root = next
+	if c.dir == "" {
+		return nil
+	}
 	return replaceFile(filepath.Join(c.dir, "root.json"), data)
 }
 
