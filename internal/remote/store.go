@@ -309,3 +309,17 @@ func insertBatch(ctx context.Context, tx *sqldb.Tx, tenant device.TenantID, b Ba
 func openIDs(ctx context.Context, q sqldb.Reader, num int64) ([]string, error) {
 	return scanTexts(q.QueryContext(ctx, "SELECT id FROM remote_command WHERE num = $1 AND state < 2 ORDER BY issued, id", num))
 }
+
+// shownBytes is how much of an output a device's page shows; a longer one has a page of its own.
+const shownBytes = 1 << 10
+
+// recent lists a device's newest commands with the outputs that are short.
+func recent(ctx context.Context, q sqldb.Reader, num int64, limit int) ([]Command, error) {
+	rows, err := q.QueryContext(ctx, "SELECT "+listColumns+`, '', CASE WHEN LENGTH(c.output) <= $1 THEN c.output ELSE '' END
+		FROM remote_command c WHERE c.num = $2 ORDER BY c.issued DESC, c.id DESC LIMIT $3`, shownBytes, num, limit)
+	list, err := scanAll(rows, err, true)
+	if err != nil {
+		return nil, fmt.Errorf("read recent commands: %w", err)
+	}
+	return list, nil
+}
