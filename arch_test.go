@@ -17,7 +17,7 @@ const module = "steward/"
 var (
 	pure = []string{"internal/device", "internal/fault"}
 	// technology does one thing each and knows no room.
-	technology = []string{"internal/sqldb", "internal/bus", "internal/blob", "internal/httpapi", "internal/ui", "internal/run", "internal/client", "internal/mqtt", "internal/lease", "internal/keys"}
+	technology = []string{"internal/sqldb", "internal/bus", "internal/blob", "internal/httpapi", "internal/ui", "internal/run", "internal/client", "internal/mqtt", "internal/lease", "internal/keys", "internal/job"}
 	// spine is what all rooms stand on.
 	spine = []string{"internal/ledger", "internal/twin"}
 	rooms = []string{
