@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) runCommands() []*cobra.Command {
-	return inGroup("run", a.serverCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand())
+	return inGroup("run", a.serverCommand(), a.backupCommand(), a.restoreCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand())
 }
 
 func (a *app) serverCommand() *cobra.Command {
