@@ -18,6 +18,7 @@ import (
 	"steward/internal/purchase"
 	"steward/internal/registry"
 	"steward/internal/release"
+	"steward/internal/remote"
 	"steward/internal/sqldb"
 	"steward/internal/twin"
 	"steward/internal/update"
@@ -35,7 +36,7 @@ type engines struct {
 func Migrations() []sqldb.Migration {
 	return []sqldb.Migration{
 		keys.Migration(), lease.Migration(), ledger.Migration(), registry.Migration(), access.Migration(), httpapi.Migration(), twin.Migration(), purchase.Migration(),
-		provisioning.Migration(), release.Migration(), update.Migration(), monitoring.Migration(), disposal.Migration(),
+		provisioning.Migration(), release.Migration(), update.Migration(), monitoring.Migration(), disposal.Migration(), remote.Migration(),
 	}
 }
 

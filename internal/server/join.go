@@ -19,6 +19,7 @@ import (
 	"steward/internal/purchase"
 	"steward/internal/registry"
 	"steward/internal/release"
+	"steward/internal/remote"
 	"steward/internal/sqldb"
 	"steward/internal/twin"
 	"steward/internal/ui"
@@ -40,7 +41,16 @@ func (r *rooms) moved(ctx context.Context, tx *sqldb.Tx, d device.Device, from d
 	if err := r.twin.StageMoved(ctx, tx, d, from); err != nil {
 		return err
 	}
+	if err := r.remote.Moved(ctx, tx, d, from); err != nil {
+		return err
+	}
 	return r.monitoring.Moved(ctx, tx, d, from)
+}
+
+// group is the selector of a named group, for commands to a selection.
+func (r *rooms) group(ctx context.Context, tenant device.TenantID, name string) (device.Selector, error) {
+	g, err := r.monitoring.Group(ctx, tenant, name)
+	return g.Selector, err
 }
 
 // changed has every node's link forget what it knows of the device. A lost message is made good by time:
@@ -140,7 +150,7 @@ func sentences() map[string]func(ledger.Event) string {
 	all := map[string]func(ledger.Event) string{}
 	for _, room := range []map[string]func(ledger.Event) string{
 		access.Describe(), provisioning.Describe(), registry.Describe(), twin.Describe(), purchase.Describe(),
-		release.Describe(), update.Describe(), monitoring.Describe(), disposal.Describe(),
+		release.Describe(), update.Describe(), monitoring.Describe(), disposal.Describe(), remote.Describe(),
 	} {
 		maps.Copy(all, room)
 	}

@@ -15,6 +15,7 @@ import (
 	"steward/internal/purchase"
 	"steward/internal/registry"
 	"steward/internal/release"
+	"steward/internal/remote"
 	"steward/internal/sqldb"
 	"steward/internal/twin"
 	"steward/internal/ui"
@@ -44,6 +45,7 @@ type rooms struct {
 	update       *update.Service
 	monitoring   *monitoring.Service
 	disposal     *disposal.Service
+	remote       *remote.Service
 }
 
 // makeRooms makes the rooms from the spine outwards; it starts nothing.
@@ -76,6 +78,7 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 	if err := r.makeDisposal(ctx); err != nil {
 		return nil, err
 	}
+	r.remote = remote.New(remote.Config{DB: e.db, Ledger: r.ledger, Devices: r.registry, Bus: e.bus, Group: r.group, Log: cfg.Log, Now: cfg.Now})
 	r.monitoring, err = monitoring.Open(monitoring.Config{
 		DB: e.db, Ledger: r.ledger, Devices: r.registry, Twin: r.twin, Dir: cfg.path("metrics"),
 		Keep: cfg.MetricsRetention, Log: cfg.Log, Now: cfg.Now,
@@ -152,6 +155,7 @@ func (r *rooms) routes(a *httpapi.API, desk *registry.Desk) {
 	r.update.Routes(a)
 	r.monitoring.Routes(a)
 	r.disposal.Routes(a)
+	r.remote.Routes(a)
 }
 
 // navigation is the console's main menu.
@@ -163,6 +167,7 @@ var navigation = []ui.NavItem{
 	{Name: "Enrollment", Path: "/enrollment", Icon: "key"},
 	{Name: "Releases", Path: "/releases", Icon: "release"},
 	{Name: "Updates", Path: "/updates", Icon: "update"},
+	{Name: "Commands", Path: "/commands", Icon: "command"},
 	{Name: "Disposal", Path: "/disposal", Icon: "trash"},
 	{Name: "Ledger", Path: "/ledger", Icon: "ledger"},
 	{Name: "Access", Path: "/access", Icon: "access"},
@@ -177,7 +182,8 @@ func (r *rooms) pages(c *ui.Console) *registry.Desk {
 	r.update.Pages(c)
 	r.monitoring.Pages(c)
 	r.disposal.Pages(c)
-	panels := append(r.twin.Pages(c), r.ledger.Pages(c), r.purchase.Panel(), r.provisioning.Panel(), r.update.Panel(), r.monitoring.Panel(), r.disposal.Panel())
+	r.remote.Pages(c)
+	panels := append(r.twin.Pages(c), r.ledger.Pages(c), r.purchase.Panel(), r.provisioning.Panel(), r.update.Panel(), r.monitoring.Panel(), r.remote.Panel(), r.disposal.Panel())
 	desk := registry.NewDesk(registry.DeskConfig{
 		Registry: r.registry, Presence: presence{r.monitoring}, PresenceCounts: r.presenceCounts, PresenceIn: presenceIn,
 		ModelNames: r.modelNames, Panels: panels, Recent: r.ledger, Sentence: r.ledger.Sentence, Log: r.cfg.Log,

@@ -226,6 +226,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Add("update", r.update.Run)
 	g.Add("monitoring", r.monitoring.Run)
 	g.Add("disposal", r.disposal.Run)
+	g.Add("remote", r.remote.Run)
 	g.Add("artifacts", func(ctx context.Context) error { return r.blob.Run(ctx, s.cfg.Log) })
 	g.Add("bootstrap", s.bootstrap)
 	return g.Run(ctx)

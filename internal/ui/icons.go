@@ -12,6 +12,7 @@ var iconPaths = map[string]string{
 	"key":      `<circle cx="5" cy="11" r="2.5"/><path d="M7 9l6-6M11 5l2 2"/>`,
 	"release":  `<path d="M8 2v8M5 7l3 3 3-3M3 13h10"/>`,
 	"update":   `<path d="M13 8a5 5 0 1 1-1.5-3.5M13 2v3h-3"/>`,
+	"command":  `<path d="M3 4l4 4-4 4M8.5 12H13"/>`,
 	"trash":    `<path d="M3 4h10M6 4V2.5h4V4M4.5 4l.5 9.5h6l.5-9.5"/>`,
 	"ledger":   `<path d="M4 2h8v12H4zM6.5 5h3M6.5 8h3M6.5 11h3"/>`,
 	"access":   `<circle cx="8" cy="5" r="2.5"/><path d="M3 14c0-3 2.2-4.5 5-4.5s5 1.5 5 4.5"/>`,
