@@ -33,16 +33,14 @@ type Work interface {
 
 // Config of a Runner.
 type Config struct {
-	Name     string           // of the kind of work, for the log
-	DB       *sqldb.DB        // required
-	Work     Work             // required
-	Patience time.Duration    // how long Do stays with the work; 0 means 2 s
-	Now      func() time.Time // nil means time.Now; also what "touched" is compared with
-	Log      *slog.Logger     // nil means slog.Default
+	Name string           // of the kind of work, for the log
+	DB   *sqldb.DB        // required
+	Work Work             // required
+	Now  func() time.Time // nil means time.Now; also what "touched" is compared with
+	Log  *slog.Logger     // nil means slog.Default
 }
 
 const (
-	patience = 2 * time.Second
 	// stale is after how long without a step another node takes the work over. A step takes well under a
 	// second, so this also bears clocks that differ by some seconds.
 	stale = 15 * time.Second
@@ -67,9 +65,6 @@ type Runner struct {
 
 // New returns a Runner; it starts nothing.
 func New(cfg Config) *Runner {
-	if cfg.Patience == 0 {
-		cfg.Patience = patience
-	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -79,14 +74,14 @@ func New(cfg Config) *Runner {
 	return &Runner{cfg: cfg, wake: make(chan struct{}, 1), busy: map[string]bool{}, size: firstStep}
 }
 
-// Do goes on with the work until it is done, or until the runner's patience or ctx ends; then Run goes
-// on with it. An error of a step is returned: the work waits for Run, which tries again.
-func (r *Runner) Do(ctx context.Context, id string) (done bool, err error) {
+// Do goes on with the work until it is done, or until the patience or ctx ends; then Run goes on with it.
+// An error of a step is returned: the work waits for Run, which tries again.
+func (r *Runner) Do(ctx context.Context, id string, patience time.Duration) (done bool, err error) {
 	if !r.claim(id) {
 		return false, nil // Run is at it
 	}
 	defer func() { r.release(id, done) }()
-	for end := time.Now().Add(r.cfg.Patience); !done && err == nil && ctx.Err() == nil && time.Now().Before(end); {
+	for end := time.Now().Add(patience); !done && err == nil && ctx.Err() == nil && time.Now().Before(end); {
 		done, err = r.step(ctx, id)
 	}
 	return done, err

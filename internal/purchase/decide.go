@@ -2,7 +2,6 @@ package purchase
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"steward/internal/device"
@@ -173,12 +172,15 @@ func (in *receiver) accept(ctx context.Context, tx *sqldb.Tx, x Discrepancy, lin
 	if err != nil {
 		return nil, err
 	}
-	existing, err := in.s.cfg.Devices.BySerial(ctx, tx, in.order.Tenant, x.Serial)
+	existing, err := in.s.cfg.Devices.BySerials(ctx, tx, in.order.Tenant, []string{x.Serial})
 	switch {
-	case err == nil:
-		return l, in.acceptExisting(ctx, tx, existing, l, x.Row)
-	case !errors.Is(err, fault.NotFound):
-		return nil, fmt.Errorf("look for serial number %s: %w", x.Serial, err)
+	case err != nil:
+		return nil, err
+	case len(existing) > 1:
+		return nil, fault.New(fault.Conflict, "several devices have the serial number %s, %s and %s among them: return or reject this row",
+			x.Serial, existing[0].ID, existing[1].ID)
+	case len(existing) == 1:
+		return l, in.acceptExisting(ctx, tx, existing[0], l, x.Row)
 	case l.OpenUnits() > 0 && l.Model == model:
 		return l, in.receive(ctx, tx, l, []Row{x.Row})
 	case l.OpenUnits() > 0:

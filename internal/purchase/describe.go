@@ -7,6 +7,7 @@ func Describe() map[string]func(ledger.Event) string {
 	return map[string]func(ledger.Event) string{
 		"purchase.order_created":       ledger.Tell("The order {number} was drafted: {units} units of {supplier}"),
 		"purchase.order_changed":       ledger.Tell("The order {number} was changed"),
+		"purchase.work_begun":          ledger.Tell("The order {number} is {what}: {units} units"),
 		"purchase.order_placed":        ledger.Tell("The order {number} was placed: {units} units of {supplier}"),
 		"purchase.order_cancelled":     ledger.Tell("What was open of the order {number} was cancelled"),
 		"purchase.line_cancelled":      ledger.Tell("What was open of a line of the order {number} was cancelled"),

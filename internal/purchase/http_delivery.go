@@ -10,8 +10,11 @@ import (
 	"steward/internal/httpapi"
 )
 
-// slow bounds operations on up to 100,000 devices in one transaction.
-const slow = 10 * time.Minute
+// How long an answer waits for long work: programs get one when it is done, people see its progress.
+const (
+	slow   = 10 * time.Minute
+	moment = time.Second
+)
 
 type (
 	discrepanciesIn struct {
@@ -37,7 +40,8 @@ func (s *Service) routeDeliveries(a *httpapi.API) {
 		Summary: "Check or book a delivery",
 		Detail: "The body is CSV (RFC 4180, UTF-8) with a header that names serial and model, and optionally line, mac and note. " +
 			"A file with a wrong cell imports nothing, and the refusal names line and column of each. mode=preview tells what booking would do; " +
-			"mode=book books the rows that fit and keeps the others as discrepancies to decide. The same file is booked once.",
+			"mode=book books the rows that fit and keeps the others as discrepancies to decide. The same file is booked once. " +
+			"A file that was accepted is booked to its end, whatever happens to caller and server; the answer waits for it unless the header Prefer says respond-async.",
 		Accept: "text/csv", Produce: "application/json",
 		Query: map[string]string{"mode": "preview (default) or book", "note": "The supplier's delivery note, kept with the delivery"},
 	}, s.serveDelivery)
@@ -77,7 +81,8 @@ func (s *Service) serveDelivery(w http.ResponseWriter, r *http.Request, who http
 	var answer deliveryAnswer
 	status := http.StatusOK
 	if mode == "book" {
-		b, err := s.BookDelivery(r.Context(), who, id, r.URL.Query().Get("note"), f)
+		wish := deliveryWish{r.URL.Query().Get("note"), f, AsyncIn{Prefer: r.Header.Get("Prefer")}.patience()}
+		b, err := s.book(r.Context(), who, id, wish)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,8 @@ package purchase
 import (
 	"context"
 	"net/http"
+	"strings"
+	"time"
 
 	"steward/internal/httpapi"
 )
@@ -10,7 +12,7 @@ import (
 type (
 	ordersIn struct {
 		httpapi.PageIn
-		State     string `query:"state" enum:"draft,placed,partly_received,received,closed,cancelled"`
+		State     string `query:"state" enum:"draft,placing,placed,partly_received,received,closed,cancelled"`
 		Supplier  string `query:"supplier" maxLength:"63"`
 		Number    string `query:"number" maxLength:"64"`
 		Overdue   bool   `query:"overdue" doc:"Only those with open units after the agreed day"`
@@ -27,6 +29,10 @@ type (
 		ETag string `header:"ETag"`
 		Body Order
 	}
+	placeIn struct {
+		MatchIn
+		AsyncIn
+	}
 	previewCancelIn struct {
 		IDIn
 		Line int `query:"line" minimum:"0" maximum:"200" doc:"A single line; 0 means the whole order"`
@@ -34,6 +40,7 @@ type (
 	previewCancelOut struct{ Body CancelPreview }
 	cancelIn         struct {
 		MatchIn
+		AsyncIn
 		Body struct {
 			Line   int    `json:"line,omitempty" minimum:"0" maximum:"200" doc:"A single line; 0 means the whole order"`
 			Reason string `json:"reason" minLength:"1" maxLength:"200"`
@@ -46,6 +53,21 @@ type (
 		}
 	}
 )
+
+// AsyncIn lets a program choose not to wait for long work.
+type AsyncIn struct {
+	Prefer string `header:"Prefer" maxLength:"200" doc:"respond-async (RFC 7240): answer within a second; work on thousands of units then goes on, and the order has its progress until it is done"`
+}
+
+// patience is how long the answer waits.
+func (in AsyncIn) patience() time.Duration {
+	for preference := range strings.SplitSeq(in.Prefer, ",") {
+		if strings.EqualFold(strings.TrimSpace(preference), "respond-async") {
+			return moment
+		}
+	}
+	return slow
+}
 
 func orderAnswer(o Order, err error) (*orderOut, error) {
 	return &orderOut{ETag: httpapi.ETag(o.Revision), Body: o}, err
@@ -74,8 +96,12 @@ func (s *Service) routeOrders(a *httpapi.API) {
 			return orderAnswer(s.ChangeOrder(ctx, who, in.ID, in.Body, in.IfMatch))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "place-order", Method: http.MethodPost, Path: "/orders/{id}/place", Tag: tag, Role: httpapi.Operator, Timeout: slow,
-		Summary: "Place an order", Detail: "Creates each unit as a device in stage ordered, all in one transaction."},
-		func(ctx context.Context, who httpapi.Principal, in *MatchIn) (*orderOut, error) {
+		Summary: "Place an order", Detail: "Creates each unit as a device in stage ordered. The order is placing until all of them are there, which is sure to come: " +
+			"it goes on when the caller leaves or the server starts again. The answer waits for it unless it is asked not to."},
+		func(ctx context.Context, who httpapi.Principal, in *placeIn) (*orderOut, error) {
+			if in.patience() == moment {
+				return orderAnswer(s.BeginPlace(ctx, who, in.ID, in.IfMatch))
+			}
 			return orderAnswer(s.Place(ctx, who, in.ID, in.IfMatch))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "preview-cancel-order", Method: http.MethodGet, Path: "/orders/{id}/cancel", Tag: tag, Role: httpapi.Operator, Summary: "Show what cancelling would do"},
@@ -86,7 +112,11 @@ func (s *Service) routeOrders(a *httpapi.API) {
 	httpapi.Register(a, httpapi.Op{ID: "cancel-order", Method: http.MethodPost, Path: "/orders/{id}/cancel", Tag: tag, Role: httpapi.Operator, Timeout: slow,
 		Summary: "Cancel what is open of an order or of one line", Detail: "The open units' devices go from ordered to retired; what was delivered stays."},
 		func(ctx context.Context, who httpapi.Principal, in *cancelIn) (*orderOut, error) {
-			return orderAnswer(s.Cancel(ctx, who, in.ID, in.Body.Line, in.Body.Reason, in.IfMatch))
+			o, err := s.beginCancel(ctx, who, in.ID, cancelWish{in.Body.Line, in.Body.Reason, in.IfMatch})
+			if err != nil {
+				return nil, err
+			}
+			return orderAnswer(s.finish(ctx, o, in.patience()))
 		})
 	httpapi.Register(a, httpapi.Op{ID: "close-order", Method: http.MethodPost, Path: "/orders/{id}/close", Tag: tag, Role: httpapi.Operator, Summary: "Close a received order"},
 		func(ctx context.Context, who httpapi.Principal, in *MatchIn) (*orderOut, error) {

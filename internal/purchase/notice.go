@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,12 +77,10 @@ func (s *Service) orderNotices(ctx context.Context, tenant device.TenantID) ([]u
 // supportNotices names each model in service whose maker's support has ended or ends soon.
 func (s *Service) supportNotices(ctx context.Context, scope device.Scope) ([]ui.Notice, error) {
 	now := s.cfg.Now()
-	nums, args := s.cfg.Devices.Matching(scope, device.Selector{}, inService)
-	b := sqldb.NewQuery("SELECT m.id, m.maker, m.name, m.support_end, COUNT(*) FROM purchase_unit u"+
-		" JOIN purchase_model m ON m.tenant = u.tenant AND m.id = u.model"+
-		" WHERE u.tenant = ? AND m.support_end <> '' AND m.support_end <= ?", scope.Tenant, string(DateOf(now.Add(supportNotice)))).
-		Add("AND u.num IN ("+nums+")", args...).
-		Add("GROUP BY m.id, m.maker, m.name, m.support_end ORDER BY m.support_end, m.id")
+	units, args := s.unitsIn(scope, inService, "")
+	b := sqldb.NewQuery("SELECT m.id, m.maker, m.name, m.support_end, CAST(SUM(s.units) AS BIGINT) FROM purchase_model m JOIN ("+units, args...).
+		Add(") s ON s.model = m.id WHERE m.tenant = ? AND m.support_end <> '' AND m.support_end <= ?", scope.Tenant, string(DateOf(now.Add(supportNotice)))).
+		Add("GROUP BY m.id, m.maker, m.name, m.support_end HAVING SUM(s.units) > 0 ORDER BY m.support_end, m.id")
 	list, err := rowsOf(ctx, s.cfg.DB, b, func(rows *sql.Rows) (n ui.Notice, err error) {
 		var id, maker, name string
 		var end Date
@@ -102,10 +101,21 @@ func (s *Service) supportNotices(ctx context.Context, scope device.Scope) ([]ui.
 	return list, nil
 }
 
+// unitsIn is a SELECT of model and units of what is in the stages: kept counts for a whole tenant, the
+// devices themselves for a part of it. The condition is on warranty_end.
+func (s *Service) unitsIn(scope device.Scope, stages []device.Stage, cond string, condArgs ...any) (query string, args []any) {
+	if scope.Selector.Empty() {
+		return keptStock(scope.Tenant, stages, cond, condArgs...)
+	}
+	nums, args := s.cfg.Devices.Matching(scope, device.Selector{}, stages)
+	return "SELECT model, 1 AS units FROM purchase_unit WHERE tenant = ? AND state = ? AND num IN (" + nums + ") " + cond,
+		slices.Concat([]any{string(scope.Tenant), string(unitReceived)}, args, condArgs)
+}
+
 func (s *Service) warrantyNotice(ctx context.Context, scope device.Scope) ([]ui.Notice, error) {
-	nums, args := s.cfg.Devices.Matching(scope, device.Selector{}, underWarranty)
-	b := s.warrantyEnding(sqldb.NewQuery("SELECT COUNT(*) FROM purchase_unit u WHERE u.tenant = ?", scope.Tenant))
-	n, err := count(ctx, s.cfg.DB, b.Add("AND u.num IN ("+nums+")", args...))
+	cond, condArgs := s.warrantyEnding()
+	units, args := s.unitsIn(scope, underWarranty, cond, condArgs...)
+	n, err := count(ctx, s.cfg.DB, sqldb.NewQuery("SELECT CAST(COALESCE(SUM(w.units), 0) AS BIGINT) FROM ("+units+") w", args...))
 	if err != nil {
 		return nil, fmt.Errorf("count ending warranties: %w", err)
 	}

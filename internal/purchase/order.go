@@ -16,6 +16,7 @@ type State string
 // The states of an order.
 const (
 	Draft          State = "draft"           // may be changed, creates nothing
+	BeingPlaced    State = "placing"         // its units are being created; it takes nothing else until all are there
 	Placed         State = "placed"          // its units exist as devices in stage ordered
 	PartlyReceived State = "partly_received" // some units are delivered, some are open
 	Received       State = "received"        // nothing is open
@@ -24,7 +25,7 @@ const (
 )
 
 // States lists all states in their order.
-var States = []State{Draft, Placed, PartlyReceived, Received, Closed, Cancelled}
+var States = []State{Draft, BeingPlaced, Placed, PartlyReceived, Received, Closed, Cancelled}
 
 // Open tells whether the order still waits for units.
 func (s State) Open() bool { return s == Placed || s == PartlyReceived }
@@ -86,6 +87,7 @@ type Order struct {
 	Placed   time.Time       `json:"placed,omitzero"`
 	Ended    time.Time       `json:"ended,omitzero" doc:"When it was closed or cancelled"`
 	Revision int64           `json:"revision"`
+	Progress *Progress       `json:"progress,omitempty" doc:"Long work that is under way; until it is done the order takes nothing else"`
 }
 
 // Check names each wrong field. That the supplier and the models exist is checked with the database.

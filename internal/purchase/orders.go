@@ -108,9 +108,27 @@ func (s *Service) ChangeOrder(ctx context.Context, who httpapi.Principal, id str
 	})
 }
 
-// Place turns a draft into an order: each unit becomes a device in stage ordered, all in one
-// transaction, so that there is never half an order.
+// Place turns a draft into an order: each unit becomes a device in stage ordered. It is placed as a
+// whole: until the last device is there the order's state is placing. Place waits for that as long as
+// ctx lasts and goes on without the caller then; BeginPlace waits for a moment only.
 func (s *Service) Place(ctx context.Context, who httpapi.Principal, id, ifMatch string) (Order, error) {
+	o, err := s.beginPlace(ctx, who, id, ifMatch)
+	if err != nil {
+		return Order{}, err
+	}
+	return s.finish(ctx, o, slow)
+}
+
+// BeginPlace is Place for those who look at the order's progress.
+func (s *Service) BeginPlace(ctx context.Context, who httpapi.Principal, id, ifMatch string) (Order, error) {
+	o, err := s.beginPlace(ctx, who, id, ifMatch)
+	if err != nil {
+		return Order{}, err
+	}
+	return s.finish(ctx, o, moment)
+}
+
+func (s *Service) beginPlace(ctx context.Context, who httpapi.Principal, id, ifMatch string) (Order, error) {
 	return s.changeOrder(ctx, who, id, ifMatch, func(tx *sqldb.Tx, o *Order) error {
 		if err := o.need("placing it", Draft); err != nil {
 			return err
@@ -118,33 +136,16 @@ func (s *Service) Place(ctx context.Context, who httpapi.Principal, id, ifMatch 
 		if err := checkReferences(ctx, tx, *o); err != nil {
 			return err
 		}
-		o.State, o.Placed = Placed, s.cfg.Now().UTC()
+		o.State, o.Placed = BeingPlaced, s.cfg.Now().UTC()
 		if err := updateOrder(ctx, tx, *o); err != nil {
 			return err
 		}
-		if err := s.recordOrder(ctx, tx, who, "purchase.order_placed", *o, ""); err != nil {
+		w := work{actor: who.Actor, Progress: Progress{Task: Placing, Total: o.Ordered()}}
+		if err := s.recordBegin(ctx, tx, who, *o, w); err != nil {
 			return err
 		}
-		for _, l := range o.Lines {
-			if err := s.createUnits(ctx, tx, who, *o, l); err != nil {
-				return fmt.Errorf("create the units of line %d: %w", l.Line, err)
-			}
-		}
-		return nil
+		return s.begin(ctx, tx, o, w)
 	})
-}
-
-func (s *Service) createUnits(ctx context.Context, tx *sqldb.Tx, who httpapi.Principal, o Order, l Line) error {
-	reason := fmt.Sprintf("order %s, line %d", o.Number, l.Line)
-	units := make([]unit, l.Quantity)
-	for i := range units {
-		d, err := s.cfg.Devices.Create(ctx, tx, who.Actor, device.New{Tenant: o.Tenant, Model: l.Model, Stage: device.Ordered, Reason: reason})
-		if err != nil {
-			return err
-		}
-		units[i] = unit{num: d.Num, line: l.Line, model: l.Model, state: unitOpen}
-	}
-	return insertUnits(ctx, tx, o, units)
 }
 
 // CancelPreview is what cancelling would do.
@@ -173,6 +174,9 @@ func (s *Service) PreviewCancel(ctx context.Context, who httpapi.Principal, id s
 	undecided, err := countUndecided(ctx, s.cfg.DB, o.Tenant, o.ID)
 	if err != nil {
 		return CancelPreview{}, fmt.Errorf("count discrepancies of %s: %w", id, err)
+	}
+	if err := o.busy(); err != nil {
+		return CancelPreview{}, err
 	}
 	p := CancelPreview{Order: o.ID, Revision: o.Revision, Lines: []CancelRow{}, Undecided: undecided}
 	if err := o.mayCancel(line); err != nil {
@@ -210,42 +214,51 @@ func (o Order) mayCancel(line int) error {
 }
 
 // Cancel gives up what is still open: of the whole order when line is 0, else of one line. The open
-// units' devices retire; what was delivered stays.
+// units' devices retire; what was delivered stays. It waits as Place does.
 func (s *Service) Cancel(ctx context.Context, who httpapi.Principal, id string, line int, reason, ifMatch string) (Order, error) {
+	o, err := s.beginCancel(ctx, who, id, cancelWish{line, reason, ifMatch})
+	if err != nil {
+		return Order{}, err
+	}
+	return s.finish(ctx, o, slow)
+}
+
+type cancelWish struct {
+	line            int
+	reason, ifMatch string
+}
+
+func (s *Service) beginCancel(ctx context.Context, who httpapi.Principal, id string, wish cancelWish) (Order, error) {
 	bad := &fault.Invalid{}
-	if text(bad, "body.reason", reason, true, maxTextBytes); len(bad.Fields) > 0 {
+	if text(bad, "body.reason", wish.reason, true, maxTextBytes); len(bad.Fields) > 0 {
 		return Order{}, bad
 	}
-	return s.changeOrder(ctx, who, id, ifMatch, func(tx *sqldb.Tx, o *Order) error {
-		if err := o.mayCancel(line); err != nil {
+	return s.changeOrder(ctx, who, id, wish.ifMatch, func(tx *sqldb.Tx, o *Order) error {
+		if err := o.mayCancel(wish.line); err != nil {
 			return err
 		}
 		if o.State == Draft {
 			o.State, o.Ended = Cancelled, s.cfg.Now().UTC()
-			return errors.Join(updateOrder(ctx, tx, *o), s.recordOrder(ctx, tx, who, "purchase.order_cancelled", *o, reason))
+			return errors.Join(updateOrder(ctx, tx, *o), s.recordOrder(ctx, tx, who, "purchase.order_cancelled", *o, wish.reason))
 		}
-		for i := range o.Lines {
-			l := &o.Lines[i]
-			if line != 0 && line != l.Line {
-				continue
-			}
-			if err := s.cancelUnits(ctx, tx, who, *o, l, l.OpenUnits(), reason); err != nil {
-				return fmt.Errorf("cancel the open units of line %d: %w", l.Line, err)
+		w := work{actor: who.Actor, line: wish.line, reason: wish.reason, Progress: Progress{Task: Cancelling}}
+		for _, l := range o.Lines {
+			if wish.line == 0 || wish.line == l.Line {
+				w.Total += l.OpenUnits()
 			}
 		}
-		kind := "purchase.order_cancelled"
-		if line != 0 {
-			kind = "purchase.line_cancelled"
-		}
-		if err := s.settle(ctx, tx, o); err != nil {
+		if err := s.recordBegin(ctx, tx, who, *o, w); err != nil {
 			return err
 		}
-		return s.recordOrder(ctx, tx, who, kind, *o, reason)
+		return s.begin(ctx, tx, o, w)
 	})
 }
 
 // cancelUnits retires n open units of the line and counts them.
 func (s *Service) cancelUnits(ctx context.Context, tx *sqldb.Tx, who httpapi.Principal, o Order, l *Line, n int64, reason string) error {
+	if n == 0 {
+		return nil
+	}
 	nums, err := openUnits(ctx, tx, o.ID, l.Line, n)
 	if err != nil {
 		return err
@@ -253,17 +266,16 @@ func (s *Service) cancelUnits(ctx context.Context, tx *sqldb.Tx, who httpapi.Pri
 	if int64(len(nums)) != n {
 		return fmt.Errorf("order %s line %d counts %d open units and has %d", o.ID, l.Line, n, len(nums))
 	}
-	for _, num := range nums {
-		m := device.Move{Num: num, To: device.Retired, Reason: "never delivered: " + reason}
-		if _, err := s.cfg.Devices.Move(ctx, tx, who.Actor, m); err != nil {
-			return err
-		}
-		if err := updateUnit(ctx, tx, unit{num: num, state: unitCancelled}); err != nil {
-			return err
-		}
+	moves, units := make([]device.Move, n), make([]unit, n)
+	for i, num := range nums {
+		moves[i] = device.Move{Num: num, To: device.Retired, Reason: "never delivered: " + reason}
+		units[i] = unit{num: num, line: l.Line, model: l.Model, state: unitCancelled}
+	}
+	if _, err := s.cfg.Devices.MoveMany(ctx, tx, who.Actor, moves); err != nil {
+		return err
 	}
 	l.Cancelled += n
-	return nil
+	return updateUnits(ctx, tx, units)
 }
 
 // Close ends an order that has nothing open and nothing to decide.
@@ -299,6 +311,9 @@ func (s *Service) changeOrder(ctx context.Context, who httpapi.Principal, id, if
 			return err
 		}
 		if o, err = readOrder(ctx, tx, tenant, id); err != nil {
+			return err
+		}
+		if err := o.busy(); err != nil {
 			return err
 		}
 		if err := httpapi.CheckMatch(ifMatch, o.Revision-1); err != nil {

@@ -49,7 +49,7 @@ func (p pages) deliver(w http.ResponseWriter, r *http.Request, who httpapi.Princ
 	}
 	if err == nil && r.PostFormValue("do") == "book" {
 		var b Booked
-		if b, err = p.s.BookDelivery(r.Context(), who, data.Order.ID, data.Note, f); err == nil {
+		if b, err = p.s.BeginDelivery(r.Context(), who, data.Order.ID, data.Note, f); err == nil {
 			return done(w, r, "/orders/"+data.Order.ID, bookedText(b))
 		}
 	}
@@ -103,6 +103,9 @@ func deliveryFile(r *http.Request) ([]byte, error) {
 func bookedText(b Booked) string {
 	if b.Repeated {
 		return "This file had been booked before; nothing was done now."
+	}
+	if b.Delivery.Waiting > 0 {
+		return "The delivery is being booked. You can leave this page."
 	}
 	text := numbered(b.Delivery.Booked, "device is", "devices are") + " received"
 	if n := b.Delivery.Discrepancies; n > 0 {

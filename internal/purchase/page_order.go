@@ -216,7 +216,11 @@ func (p pages) order(w http.ResponseWriter, r *http.Request, who httpapi.Princip
 	if err != nil {
 		return err
 	}
-	return p.Render(w, r, who, "order.html", ui.View{Title: "Order " + o.Number, Nav: "/orders", Crumbs: ordersCrumb, Live: "purchase", Data: data})
+	live := "purchase"
+	if o.Progress != nil {
+		live += " device" // the devices that come into being move the bar
+	}
+	return p.Render(w, r, who, "order.html", ui.View{Title: "Order " + o.Number, Nav: "/orders", Crumbs: ordersCrumb, Live: live, Data: data})
 }
 
 func (p pages) orderData(ctx context.Context, who httpapi.Principal, o Order) (orderData, error) {
@@ -254,16 +258,19 @@ func (p pages) orderData(ctx context.Context, who httpapi.Principal, o Order) (o
 		}
 		data.Deliveries = append(data.Deliveries, one)
 	}
-	data.Cancellable = o.mayCancel(0) == nil
-	data.MayClose = o.State == Received && undecided == 0
+	data.Cancellable = o.Progress == nil && o.mayCancel(0) == nil
+	data.MayClose = o.State == Received && undecided == 0 && o.Progress == nil
 	return data, nil
 }
 
 func (p pages) place(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
 	path := "/orders/" + r.PathValue("id")
-	o, err := p.s.Place(r.Context(), who, r.PathValue("id"), r.PostFormValue("rev"))
+	o, err := p.s.BeginPlace(r.Context(), who, r.PathValue("id"), r.PostFormValue("rev"))
 	if err != nil {
 		return refused(w, r, path, err)
+	}
+	if o.Progress != nil {
+		return done(w, r, path, fmt.Sprintf("Order %s is being placed. You can leave this page.", o.Number))
 	}
 	return done(w, r, path, fmt.Sprintf("Order %s is placed: %s.", o.Number, numbered(o.Ordered(), "device is ordered", "devices are ordered")))
 }
@@ -309,12 +316,18 @@ func (p pages) renderCancel(w http.ResponseWriter, r *http.Request, who httpapi.
 
 func (p pages) cancel(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
 	data := cancelData{Line: number(r.PostFormValue("line")), Reason: r.PostFormValue("reason")}
-	o, err := p.s.Cancel(r.Context(), who, r.PathValue("id"), int(data.Line), data.Reason, r.PostFormValue("rev"))
+	o, err := p.s.beginCancel(r.Context(), who, r.PathValue("id"), cancelWish{int(data.Line), data.Reason, r.PostFormValue("rev")})
+	if err == nil {
+		o, err = p.s.finish(r.Context(), o, moment)
+	}
 	if data.Errors = ui.FormErrorsFrom(err); data.Errors != nil {
 		return p.renderCancel(w, r, who, data)
 	}
 	if err != nil {
 		return err
+	}
+	if o.Progress != nil {
+		return done(w, r, "/orders/"+o.ID, "What is open is being cancelled. You can leave this page.")
 	}
 	return done(w, r, "/orders/"+o.ID, "Cancelled. The order is "+strings.ReplaceAll(string(o.State), "_", " ")+" now.")
 }

@@ -19,7 +19,7 @@ import (
 // Bounds of an order.
 const (
 	MaxLines        = 200
-	MaxUnits        = 100_000 // of one order: they are created in one transaction
+	MaxUnits        = 100_000 // of one order
 	MaxUnitPrice    = 1_000_000_000_00
 	maxTextBytes    = 200
 	maxNoteBytes    = 2000

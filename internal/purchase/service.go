@@ -11,6 +11,7 @@ import (
 	"steward/internal/device"
 	"steward/internal/fault"
 	"steward/internal/httpapi"
+	"steward/internal/job"
 	"steward/internal/ledger"
 	"steward/internal/sqldb"
 	"steward/internal/ui"
@@ -30,12 +31,13 @@ func Migration() sqldb.Migration {
 
 // Devices is what this room needs of the device records.
 type Devices interface {
-	Create(ctx context.Context, tx *sqldb.Tx, actor device.Actor, n device.New) (device.Device, error)
-	// AssignSerial gives an ordered device its serial number; fault.Conflict when another one has it.
-	AssignSerial(ctx context.Context, tx *sqldb.Tx, actor device.Actor, num int64, serial string) (device.Device, error)
-	Move(ctx context.Context, tx *sqldb.Tx, actor device.Actor, m device.Move) (device.Device, error)
-	// BySerial returns fault.NotFound when no device of the tenant has the serial number.
-	BySerial(ctx context.Context, q sqldb.Reader, tenant device.TenantID, serial string) (device.Device, error)
+	CreateMany(ctx context.Context, tx *sqldb.Tx, actor device.Actor, list []device.New) ([]device.Device, error)
+	// ReceiveMany gives ordered devices their serial numbers and moves them to received; fault.Conflict when
+	// another device has one.
+	ReceiveMany(ctx context.Context, tx *sqldb.Tx, actor device.Actor, list []device.Arrival) ([]device.Device, error)
+	MoveMany(ctx context.Context, tx *sqldb.Tx, actor device.Actor, moves []device.Move) ([]device.Device, error)
+	// BySerials returns the tenant's devices that have one of the serial numbers.
+	BySerials(ctx context.Context, q sqldb.Reader, tenant device.TenantID, serials []string) ([]device.Device, error)
 	// Matching returns a sub-SELECT of device numbers with "?" placeholders.
 	Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (query string, args []any)
 }
@@ -56,12 +58,17 @@ type Config struct {
 
 // Service is the room; safe for concurrent use.
 type Service struct {
-	cfg   Config
-	panel *ui.Pages // set by Pages
+	cfg    Config
+	runner *job.Runner
+	panel  *ui.Pages // set by Pages
 }
 
-// New returns the room; its tables must be migrated.
-func New(cfg Config) *Service { return &Service{cfg: cfg} }
+// New returns the room; its tables must be migrated. The registry has to tell Moved of the moves.
+func New(cfg Config) *Service {
+	s := &Service{cfg: cfg}
+	s.runner = s.newRunner()
+	return s
+}
 
 // wholeTenant returns the caller's tenant. Orders and stock belong to the tenant as a whole and carry
 // no labels, so who sees only a part of the fleet does not get them.

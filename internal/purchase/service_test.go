@@ -54,7 +54,11 @@ func (k *desk) pass(d time.Duration) {
 // each runs a test on both engines with two models, a supplier and nothing ordered.
 func each(t *testing.T, test func(t *testing.T, k *desk)) {
 	migrations := []sqldb.Migration{ledger.Migration(), registry.Migration(), purchase.Migration()}
-	sqldbtest.Each(t, migrations, func(t *testing.T, db *sqldb.DB) { test(t, newDesk(t, db)) })
+	sqldbtest.Each(t, migrations, func(t *testing.T, db *sqldb.DB) {
+		k := newDesk(t, db)
+		test(t, k)
+		k.wantStockKept()
+	})
 }
 
 func newDesk(t *testing.T, db *sqldb.DB) *desk {
@@ -64,7 +68,9 @@ func newDesk(t *testing.T, db *sqldb.DB) *desk {
 		Scope: device.Scope{Tenant: device.DefaultTenant},
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	k.devices = registry.New(registry.Config{DB: db, Ledger: k.ledger, Now: k.clock, Log: quiet})
+	k.devices = registry.New(registry.Config{DB: db, Ledger: k.ledger, Now: k.clock, Log: quiet, MovedMany: []registry.MovedMany{
+		func(ctx context.Context, tx *sqldb.Tx, moved []device.Moved) error { return k.Moved(ctx, tx, moved) },
+	}})
 	k.Service = purchase.New(purchase.Config{DB: db, Devices: k.devices, Ledger: k.ledger, Now: k.clock, Log: quiet})
 	k.must(k.SaveSupplier(t.Context(), k.who, "acme", purchase.SupplierSpec{Name: "Acme Ltd."}, ""))
 	k.must(k.SaveModel(t.Context(), k.who, "gw-1", purchase.ModelSpec{
@@ -72,6 +78,19 @@ func newDesk(t *testing.T, db *sqldb.DB) *desk {
 	}, ""))
 	k.must(k.SaveModel(t.Context(), k.who, "cam", purchase.ModelSpec{Maker: "Acme", Name: "Camera", Architecture: "arm"}, ""))
 	return k
+}
+
+// wantStockKept counts stock anew; every test ends with it.
+func (k *desk) wantStockKept() {
+	k.t.Helper()
+	for name, check := range map[string]func() ([]string, error){
+		"stock":   func() ([]string, error) { return k.CheckStock(k.t.Context(), k.db, device.DefaultTenant) },
+		"devices": func() ([]string, error) { return k.devices.CheckCounts(k.t.Context(), k.db) },
+	} {
+		if wrong, err := check(); err != nil || len(wrong) > 0 {
+			k.t.Errorf("kept counts of %s: %q, %v", name, wrong, err)
+		}
+	}
 }
 
 func (k *desk) must(_ any, err error) {

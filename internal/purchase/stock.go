@@ -26,51 +26,49 @@ type StockRow struct {
 	WarrantyLast Date   `json:"warranty_last,omitempty" doc:"Last to end"`
 }
 
-// Stock lists what is received and not yet staged, by model and order.
+// Stock lists what is received and not yet staged, by model and order. It reads kept counts, so that it
+// costs as much as there are deliveries with units in stock.
 func (s *Service) Stock(ctx context.Context, who httpapi.Principal) ([]StockRow, error) {
-	return s.unitsBy(ctx, who, []device.Stage{device.Received}, nil)
+	return s.unitsBy(ctx, who, []device.Stage{device.Received}, "")
 }
 
 // EndingWarranties lists devices in stock or in service whose warranty ends soon, by model and order.
 func (s *Service) EndingWarranties(ctx context.Context, who httpapi.Principal) ([]StockRow, error) {
-	return s.unitsBy(ctx, who, underWarranty, func(b *sqldb.Builder) { s.warrantyEnding(b) })
+	cond, args := s.warrantyEnding()
+	return s.unitsBy(ctx, who, underWarranty, cond, args...)
 }
 
-// warrantyEnding adds the condition on the unit u.
-func (s *Service) warrantyEnding(b *sqldb.Builder) *sqldb.Builder {
+// warrantyEnding is the condition that a unit's or a count's warranty ends soon.
+func (s *Service) warrantyEnding() (string, []any) {
 	now := s.cfg.Now()
-	return b.Add("AND u.warranty_end <> '' AND u.warranty_end >= ? AND u.warranty_end <= ?",
-		string(DateOf(now)), string(DateOf(now.Add(warrantyNotice))))
+	return "AND warranty_end <> '' AND warranty_end >= ? AND warranty_end <= ?",
+		[]any{string(DateOf(now)), string(DateOf(now.Add(warrantyNotice)))}
 }
 
-func (s *Service) unitsBy(ctx context.Context, who httpapi.Principal, stages []device.Stage, more func(*sqldb.Builder)) ([]StockRow, error) {
+// unitsBy sums up kept stock by model and order.
+func (s *Service) unitsBy(ctx context.Context, who httpapi.Principal, stages []device.Stage, cond string, condArgs ...any) ([]StockRow, error) {
 	tenant, err := wholeTenant(who)
 	if err != nil {
 		return nil, err
 	}
-	nums, args := s.cfg.Devices.Matching(who.Scope, device.Selector{}, stages)
-	b := sqldb.NewQuery("SELECT u.model, u.order_id, o.number, o.supplier, o.currency, COUNT(*), CAST(SUM(l.unit_price) AS BIGINT),"+
-		" MIN(u.delivered), MIN(NULLIF(u.warranty_end, '')), MAX(NULLIF(u.warranty_end, ''))"+
-		" FROM purchase_unit u JOIN purchase_order o ON o.id = u.order_id"+
-		" JOIN purchase_line l ON l.order_id = u.order_id AND l.line = u.line"+
-		" WHERE u.tenant = ? AND u.state = ?", tenant, string(unitReceived)).
-		Add("AND u.num IN ("+nums+")", args...)
-	if more != nil {
-		more(b)
-	}
-	b.Add("GROUP BY u.model, u.order_id, o.number, o.supplier, o.currency ORDER BY u.model, o.number")
-	list, err := rowsOf(ctx, s.cfg.DB, b, func(rows *sql.Rows) (r StockRow, err error) {
+	kept, args := keptStock(tenant, stages, cond, condArgs...)
+	b := sqldb.NewQuery("SELECT s.model, s.order_id, o.number, o.supplier, o.currency, CAST(SUM(s.units) AS BIGINT), CAST(SUM(s.units * l.unit_price) AS BIGINT),"+
+		" MIN(s.delivered), MIN(NULLIF(s.warranty_end, '')), MAX(NULLIF(s.warranty_end, ''))"+
+		" FROM ("+kept+") s JOIN purchase_order o ON o.id = s.order_id"+
+		" JOIN purchase_line l ON l.order_id = s.order_id AND l.line = s.line"+
+		" GROUP BY s.model, s.order_id, o.number, o.supplier, o.currency ORDER BY s.model, o.number", args...)
+	list, err := sqldb.Collect(ctx, s.cfg.DB, func(rows *sql.Rows) (r StockRow, err error) {
 		var delivered time.Time
 		var first, last sql.NullString
 		err = rows.Scan(&r.Model, &r.Order, &r.Number, &r.Supplier, &r.Currency, &r.Units, &r.Value,
 			sqldb.ScanMicros(&delivered), &first, &last)
 		r.Delivered, r.WarrantyEnd, r.WarrantyLast = DateOf(delivered), Date(first.String), Date(last.String)
 		return r, err
-	})
+	}, b.SQL(), b.Args()...)
 	if err != nil {
-		return nil, fmt.Errorf("count stock: %w", err)
+		return nil, fmt.Errorf("read stock: %w", err)
 	}
-	return list, nil
+	return append([]StockRow{}, list...), nil
 }
 
 // Bought tells whether a device with this serial number was delivered on an order of the tenant. It

@@ -5,18 +5,19 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"steward/internal/device"
 	"steward/internal/sqldb"
 )
 
-const deliveryColumns = "SELECT id, order_id, sha256, note, row_count, booked, discrepancies, created, actor," +
+const deliveryColumns = "SELECT id, order_id, sha256, note, row_count, booked, discrepancies, waiting, created, actor," +
 	" (SELECT COUNT(*) FROM purchase_discrepancy x WHERE x.delivery_id = d.id AND x.decision = '')" +
 	" FROM purchase_delivery d WHERE tenant = ?"
 
 func scanDelivery(rows *sql.Rows) (d Delivery, err error) {
 	var actor string
-	if err = rows.Scan(&d.ID, &d.Order, &d.SHA256, &d.Note, &d.Rows, &d.Booked, &d.Discrepancies,
+	if err = rows.Scan(&d.ID, &d.Order, &d.SHA256, &d.Note, &d.Rows, &d.Booked, &d.Discrepancies, &d.Waiting,
 		sqldb.ScanMicros(&d.Created), &actor, &d.Undecided); err != nil {
 		return d, err
 	}
@@ -42,10 +43,61 @@ func deliveryOfFile(ctx context.Context, q sqldb.Reader, o Order, sha256 string)
 }
 
 func insertDelivery(ctx context.Context, tx *sqldb.Tx, tenant device.TenantID, d Delivery) error {
-	b := sqldb.NewQuery("INSERT INTO purchase_delivery (id, tenant, order_id, sha256, note, row_count, booked, discrepancies, created, actor) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		d.ID, tenant, d.Order, d.SHA256, d.Note, d.Rows, d.Booked, d.Discrepancies, sqldb.Micros(d.Created), actorJSON(d.Actor))
+	b := sqldb.NewQuery("INSERT INTO purchase_delivery (id, tenant, order_id, sha256, note, row_count, booked, discrepancies, waiting, created, actor) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		d.ID, tenant, d.Order, d.SHA256, d.Note, d.Rows, d.Booked, d.Discrepancies, d.Waiting, sqldb.Micros(d.Created), actorJSON(d.Actor))
 	_, err := tx.Exec(ctx, b.SQL(), b.Args()...)
 	return err
+}
+
+// updateDelivery writes how far the booking of a delivery is.
+func updateDelivery(ctx context.Context, tx *sqldb.Tx, d Delivery) error {
+	_, err := tx.Exec(ctx, "UPDATE purchase_delivery SET booked = $1, discrepancies = $2, waiting = $3 WHERE id = $4",
+		d.Booked, d.Discrepancies, d.Waiting, d.ID)
+	if err != nil {
+		return fmt.Errorf("update delivery: %w", err)
+	}
+	return nil
+}
+
+// insertParts keeps the rows of a delivery until they are booked.
+func insertParts(ctx context.Context, tx *sqldb.Tx, order string, parts []bookingPart) error {
+	no := 0
+	for some := range slices.Chunk(parts, batch) {
+		b := sqldb.NewQuery("INSERT INTO purchase_work_part (order_id, part, body) VALUES")
+		for i, p := range some {
+			body, err := json.Marshal(p)
+			if err != nil {
+				return err
+			}
+			b.Add(comma(i)+"(?, ?, ?)", order, no, string(body))
+			no++
+		}
+		if _, err := tx.Exec(ctx, b.SQL(), b.Args()...); err != nil {
+			return fmt.Errorf("keep the rows of the delivery: %w", err)
+		}
+	}
+	return nil
+}
+
+// takeParts removes the next parts of an order's work and returns what was in them, and whether there
+// are more.
+func takeParts(ctx context.Context, tx *sqldb.Tx, order string, limit int) (parts []bookingPart, more bool, err error) {
+	last := -1
+	parts, err = sqldb.Collect(ctx, tx, func(rows *sql.Rows) (p bookingPart, err error) {
+		var body string
+		if err = rows.Scan(&last, &body); err == nil {
+			err = json.Unmarshal([]byte(body), &p)
+		}
+		return p, err
+	}, "SELECT part, body FROM purchase_work_part WHERE order_id = $1 ORDER BY part LIMIT $2", order, limit)
+	if err != nil {
+		return nil, false, fmt.Errorf("read the rows of the delivery: %w", err)
+	}
+	if _, err := tx.Exec(ctx, "DELETE FROM purchase_work_part WHERE order_id = $1 AND part <= $2", order, last); err != nil {
+		return nil, false, fmt.Errorf("remove booked rows: %w", err)
+	}
+	left, err := count(ctx, tx, sqldb.NewQuery("SELECT COUNT(*) FROM (SELECT 1 FROM purchase_work_part WHERE order_id = ? LIMIT 1) p", order))
+	return parts, left > 0, err
 }
 
 func insertDiscrepancies(ctx context.Context, tx *sqldb.Tx, tenant device.TenantID, d Delivery, list []Discrepancy) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"time"
 
 	"steward/internal/device"
@@ -93,6 +94,26 @@ func addLines(ctx context.Context, q sqldb.Reader, orders []Order) error {
 	for _, l := range lines {
 		o := &orders[at[l.order]]
 		o.Lines = append(o.Lines, l.line)
+	}
+	return addProgress(ctx, q, orders, at)
+}
+
+// addProgress adds the long work that is under way.
+func addProgress(ctx context.Context, q sqldb.Reader, orders []Order, at map[string]int) error {
+	b := sqldb.NewQuery("SELECT order_id, kind, done, total, started FROM purchase_work WHERE order_id IN (")
+	for i, o := range orders {
+		b.Add(comma(i)+"?", o.ID)
+	}
+	b.Add(")")
+	_, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (struct{}, error) {
+		var id string
+		p := &Progress{}
+		err := rows.Scan(&id, &p.Task, &p.Done, &p.Total, sqldb.ScanMicros(&p.Started))
+		orders[at[id]].Progress = p
+		return struct{}{}, err
+	}, b.SQL(), b.Args()...)
+	if err != nil {
+		return fmt.Errorf("read work on orders: %w", err)
 	}
 	return nil
 }
@@ -194,8 +215,26 @@ func openUnits(ctx context.Context, q sqldb.Reader, order string, line int, limi
 	})
 }
 
-func updateUnit(ctx context.Context, tx *sqldb.Tx, u unit) error {
-	_, err := tx.Exec(ctx, "UPDATE purchase_unit SET state = $1, delivery_id = $2, serial = $3, mac = $4, delivered = $5, warranty_end = $6 WHERE num = $7",
-		string(u.state), u.delivery, u.serial, u.mac, sqldb.Micros(u.delivered), string(u.warrantyEnd), u.num)
-	return err
+// updateUnits writes what became of units. The types of a list of values are those of its first row.
+func updateUnits(ctx context.Context, tx *sqldb.Tx, units []unit) error {
+	for part := range slices.Chunk(units, batch) {
+		b := sqldb.NewQuery("UPDATE purchase_unit SET state = v.column2, delivery_id = v.column3, serial = v.column4, mac = v.column5," +
+			" delivered = v.column6, warranty_end = v.column7 FROM (VALUES")
+		for i, u := range part {
+			row := ",(?, ?, ?, ?, ?, ?, ?)"
+			if i == 0 {
+				row = "(CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS BIGINT), CAST(? AS TEXT))"
+			}
+			b.Add(row, u.num, string(u.state), u.delivery, u.serial, u.mac, sqldb.Micros(u.delivered), string(u.warrantyEnd))
+		}
+		b.Add(") AS v WHERE purchase_unit.num = v.column1")
+		n, err := tx.Exec(ctx, b.SQL(), b.Args()...)
+		if err != nil {
+			return fmt.Errorf("update units: %w", err)
+		}
+		if n != int64(len(part)) {
+			return fmt.Errorf("%d of %d units updated", n, len(part))
+		}
+	}
+	return nil
 }

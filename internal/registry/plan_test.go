@@ -3,14 +3,11 @@ package registry
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
 	"steward/internal/device"
-	"steward/internal/httpapi"
 	"steward/internal/sqldb"
 	"steward/internal/sqldb/sqldbtest"
 )
@@ -161,47 +158,4 @@ func explain(t *testing.T, db *sqldb.DB, q *sqldb.Builder) []string {
 		t.Fatal(err)
 	}
 	return steps
-}
-
-// BenchmarkLists reads the first page, and one in the middle, of each list. STEWARD_BENCH_DEVICES sets
-// how many devices there are; 100,000 by default.
-func BenchmarkLists(b *testing.B) {
-	n := 100_000
-	if s := os.Getenv("STEWARD_BENCH_DEVICES"); s != "" {
-		var err error
-		if n, err = strconv.Atoi(s); err != nil {
-			b.Fatal(err)
-		}
-	}
-	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
-		db := sqldbtest.Open(b, engine, Migration())
-		fill(b, db, n)
-		dk := filledDesk(db)
-		scope := device.Scope{Tenant: "default"}
-		for _, tt := range lists {
-			for name, cursor := range map[string]string{"first": "", "middle": httpapi.EncodeCursor(position{Num: int64(n / 2), Term: "s" + strconv.Itoa(100000000+n/2)})} {
-				b.Run(engine+"/"+strings.ReplaceAll(tt.name, " ", "-")+"/"+name, func(b *testing.B) {
-					for b.Loop() {
-						if _, _, err := dk.List(b.Context(), scope, tt.filter, httpapi.PageIn{Limit: 50, Cursor: cursor}); err != nil {
-							b.Fatal(err)
-						}
-					}
-				})
-			}
-		}
-		b.Run(engine+"/fleet", func(b *testing.B) {
-			for b.Loop() {
-				if _, err := dk.Counts(b.Context(), db, scope); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(engine+"/label-keys", func(b *testing.B) {
-			for b.Loop() {
-				if _, err := dk.LabelKeys(b.Context(), db, "default"); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
 }

@@ -27,7 +27,7 @@ type span struct {
 // How many rows of its index one page of a list looks at.
 const (
 	firstSpan   = 1000
-	pageRows    = 16_000  // for programs: some 20 ms
+	pageRows    = 8_000   // for programs: some 10 ms
 	consoleRows = 250_000 // for people, who would rather wait than see an empty page: some 300 ms
 	allRows     = math.MaxInt
 )

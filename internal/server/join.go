@@ -53,6 +53,11 @@ func (r *rooms) group(ctx context.Context, tenant device.TenantID, name string) 
 	return g.Selector, err
 }
 
+// movedMany tells the rooms of all devices that moved in one go, in their transaction.
+func (r *rooms) movedMany(ctx context.Context, tx *sqldb.Tx, moved []device.Moved) error {
+	return r.purchase.Moved(ctx, tx, moved)
+}
+
 // changed has every node's link forget what it knows of the device. A lost message is made good by time:
 // links keep nothing for long.
 func (r *rooms) changed(num int64) {

@@ -101,7 +101,7 @@ func (r *rooms) makeSpine(ctx context.Context) error {
 			return err
 		}
 	}
-	r.registry = registry.New(registry.Config{DB: r.db, Ledger: r.ledger, Moved: []registry.Moved{r.moved}, Now: r.cfg.Now, Log: r.cfg.Log})
+	r.registry = registry.New(registry.Config{DB: r.db, Ledger: r.ledger, Moved: []registry.Moved{r.moved}, MovedMany: []registry.MovedMany{r.movedMany}, Now: r.cfg.Now, Log: r.cfg.Log})
 	r.access = access.New(access.Config{
 		DB: r.db, Ledger: r.ledger, Now: r.cfg.Now, Log: r.cfg.Log, Proxies: r.cfg.TrustedProxies, Secure: r.cfg.BehindProxy,
 	})

@@ -222,6 +222,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Add("link", s.link.Run)
 	g.Add("ledger", r.ledger.Run)
 	g.Add("twin", r.twin.Run)
+	g.Add("purchase", r.purchase.Run)
 	g.Add("release", r.release.Run)
 	g.Add("update", r.update.Run)
 	g.Add("monitoring", r.monitoring.Run)
