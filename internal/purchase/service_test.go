@@ -36,6 +36,7 @@ type desk struct {
 	devices *registry.Service
 	mu      sync.Mutex
 	now     time.Time
+	onStep  func()
 	who     httpapi.Principal
 }
 
@@ -71,7 +72,7 @@ func newDesk(t *testing.T, db *sqldb.DB) *desk {
 	k.devices = registry.New(registry.Config{DB: db, Ledger: k.ledger, Now: k.clock, Log: quiet, MovedMany: []registry.MovedMany{
 		func(ctx context.Context, tx *sqldb.Tx, moved []device.Moved) error { return k.Moved(ctx, tx, moved) },
 	}})
-	k.Service = purchase.New(purchase.Config{DB: db, Devices: k.devices, Ledger: k.ledger, Now: k.clock, Log: quiet})
+	k.Service = purchase.New(purchase.Config{DB: db, Devices: stepped{k.devices, k}, Ledger: k.ledger, Now: k.clock, Log: quiet})
 	k.must(k.SaveSupplier(t.Context(), k.who, "acme", purchase.SupplierSpec{Name: "Acme Ltd."}, ""))
 	k.must(k.SaveModel(t.Context(), k.who, "gw-1", purchase.ModelSpec{
 		Maker: "Acme", Name: "Gateway 1", PartNumber: "GW1-EU", Architecture: "arm64", Interfaces: []string{"ethernet"}, WarrantyMonths: 1,

@@ -14,11 +14,19 @@ import (
 // batch bounds the rows of one bulk statement: PostgreSQL takes 65,535 parameters, SQLite 32,766.
 const batch = 500
 
-const orderColumns = "SELECT id, tenant, number, supplier, currency, due, note, state, created, placed, ended, revision FROM purchase_order WHERE tenant = ?"
+// Order and work are read in one statement: an order that is placing without work would be a lie.
+const orderColumns = "SELECT o.id, o.tenant, o.number, o.supplier, o.currency, o.due, o.note, o.state, o.created, o.placed, o.ended, o.revision," +
+	" COALESCE(w.kind, ''), COALESCE(w.done, 0), COALESCE(w.total, 0), COALESCE(w.started, 0)" +
+	" FROM purchase_order o LEFT JOIN purchase_work w ON w.order_id = o.id WHERE o.tenant = ?"
 
 func scanOrder(rows *sql.Rows) (o Order, err error) {
+	var p Progress
 	err = rows.Scan(&o.ID, &o.Tenant, &o.Number, &o.Supplier, &o.Currency, &o.Due, &o.Note, &o.State,
-		sqldb.ScanMicros(&o.Created), sqldb.ScanMicros(&o.Placed), sqldb.ScanMicros(&o.Ended), &o.Revision)
+		sqldb.ScanMicros(&o.Created), sqldb.ScanMicros(&o.Placed), sqldb.ScanMicros(&o.Ended), &o.Revision,
+		&p.Task, &p.Done, &p.Total, sqldb.ScanMicros(&p.Started))
+	if p.Task != "" {
+		o.Progress = &p
+	}
 	o.Lines = []Line{}
 	return o, err
 }
@@ -33,24 +41,24 @@ type position struct {
 func readOrders(ctx context.Context, q sqldb.Reader, tenant device.TenantID, f OrderFilter, after position, today Date) ([]Order, error) {
 	b := sqldb.NewQuery(orderColumns, tenant)
 	if f.State != "" {
-		b.Add("AND state = ?", string(f.State))
+		b.Add("AND o.state = ?", string(f.State))
 	}
 	if f.Supplier != "" {
-		b.Add("AND supplier = ?", f.Supplier)
+		b.Add("AND o.supplier = ?", f.Supplier)
 	}
 	if f.Number != "" {
-		b.Add("AND number = ?", f.Number)
+		b.Add("AND o.number = ?", f.Number)
 	}
 	if f.Overdue {
-		b.Add("AND state IN (?, ?) AND due <> '' AND due < ?", string(Placed), string(PartlyReceived), string(today))
+		b.Add("AND o.state IN (?, ?) AND o.due <> '' AND o.due < ?", string(Placed), string(PartlyReceived), string(today))
 	}
 	if f.Undecided {
-		b.Add("AND EXISTS (SELECT 1 FROM purchase_discrepancy x WHERE x.order_id = purchase_order.id AND x.decision = '')")
+		b.Add("AND EXISTS (SELECT 1 FROM purchase_discrepancy x WHERE x.tenant = o.tenant AND x.order_id = o.id AND x.decision = '')")
 	}
 	if after.ID != "" {
-		b.Add("AND (created, id) < (?, ?)", after.Created, after.ID)
+		b.Add("AND (o.created, o.id) < (?, ?)", after.Created, after.ID)
 	}
-	orders, err := rowsOf(ctx, q, b.Add("ORDER BY created DESC, id DESC LIMIT ?", f.Limit+1), scanOrder)
+	orders, err := rowsOf(ctx, q, b.Add("ORDER BY o.created DESC, o.id DESC LIMIT ?", f.Limit+1), scanOrder)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +66,7 @@ func readOrders(ctx context.Context, q sqldb.Reader, tenant device.TenantID, f O
 }
 
 func readOrder(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id string) (Order, error) {
-	list, err := rowsOf(ctx, q, sqldb.NewQuery(orderColumns, tenant).Add("AND id = ?", id), scanOrder)
+	list, err := rowsOf(ctx, q, sqldb.NewQuery(orderColumns, tenant).Add("AND o.id = ?", id), scanOrder)
 	if _, err := one(list, err, "order", id); err != nil {
 		return Order{}, err
 	}
@@ -94,26 +102,6 @@ func addLines(ctx context.Context, q sqldb.Reader, orders []Order) error {
 	for _, l := range lines {
 		o := &orders[at[l.order]]
 		o.Lines = append(o.Lines, l.line)
-	}
-	return addProgress(ctx, q, orders, at)
-}
-
-// addProgress adds the long work that is under way.
-func addProgress(ctx context.Context, q sqldb.Reader, orders []Order, at map[string]int) error {
-	b := sqldb.NewQuery("SELECT order_id, kind, done, total, started FROM purchase_work WHERE order_id IN (")
-	for i, o := range orders {
-		b.Add(comma(i)+"?", o.ID)
-	}
-	b.Add(")")
-	_, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (struct{}, error) {
-		var id string
-		p := &Progress{}
-		err := rows.Scan(&id, &p.Task, &p.Done, &p.Total, sqldb.ScanMicros(&p.Started))
-		orders[at[id]].Progress = p
-		return struct{}{}, err
-	}, b.SQL(), b.Args()...)
-	if err != nil {
-		return fmt.Errorf("read work on orders: %w", err)
 	}
 	return nil
 }
