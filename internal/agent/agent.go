@@ -19,6 +19,7 @@ import (
 	"steward/internal/agent/link"
 	"steward/internal/agent/monitoring"
 	"steward/internal/agent/provisioning"
+	"steward/internal/agent/remote"
 	"steward/internal/wire"
 )
 
@@ -50,11 +51,19 @@ type Config struct {
 	HealthPause time.Duration
 	// ReportInterval is the longest time between two reports; 0 leaves it to the server (60 s).
 	ReportInterval time.Duration
+	// Link is how messages may travel; "" takes the mode of the start before, else link.ModeAuto.
+	Link link.Mode
+	// KeepAlive is the time without a word after which an MQTT connection is tested; 0 means five
+	// minutes, and the server may ask for less.
+	KeepAlive time.Duration
 	// PollWait is how long the server may hold a request for the desired state; 0 means five
 	// minutes.
 	PollWait time.Duration
 	// Retry bounds the waits after failures; zero values mean 1 s to 5 min.
 	Retry link.Backoff
+	// BetterRetry bounds the waits before a better way than HTTPS is tried again; zero values mean 15
+	// min to 6 h.
+	BetterRetry link.Backoff
 	// SlowRetry is the silence after a refusal that only people can lift; 0 means an hour.
 	SlowRetry time.Duration
 	// Dial replaces the net's dialer; nil keeps it. Simulated devices have a net of their own.
@@ -70,6 +79,8 @@ type Agent struct {
 	cfg      Config
 	instance string // random, made once with the state directory
 	boot     string // random, made at each start
+	started  time.Time
+	unclean  string // since when the agent ran that did not end in good order; empty when it did
 
 	journal      *journal.Journal
 	clock        *clock
@@ -77,12 +88,14 @@ type Agent struct {
 	provisioning *provisioning.Room
 	monitoring   *monitoring.Room
 	disposal     *disposal.Room
+	remote       *remote.Room
 	rooms        []Room
 	releaseTrust string // "pinned", "token" or "none"
 
 	quiesce chan struct{} // closed when all rooms but disposal must stop
 	stopped chan struct{} // closed when they have
 	changed chan struct{} // holds one when something is to be reported
+	full    fullReports
 
 	desired  desiredState
 	problems problems
@@ -102,6 +115,9 @@ func New(cfg Config) (*Agent, error) {
 			return nil, err
 		}
 	}
+	if _, err := link.ParseMode(string(cfg.Link)); err != nil {
+		return nil, err
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -112,7 +128,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg.Version = "dev"
 	}
 	return &Agent{
-		cfg: cfg, boot: randomHex(),
+		cfg: cfg, boot: randomHex(), started: time.Now(),
 		changed: make(chan struct{}, 1),
 	}, nil
 }
@@ -158,7 +174,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	a.status.write(a.summary())
-	return ignoreEnd(ctx, err)
+	err = ignoreEnd(ctx, err)
+	if err == nil {
+		a.endClean()
+	}
+	return err
 }
 
 // ignoreEnd makes the end of ctx no error.
@@ -197,8 +217,13 @@ func (a *Agent) open() (err error) {
 	}
 	a.clock = newClock(a.cfg.Now, a.journal)
 	a.status.path = filepath.Join(a.cfg.StateDir, StatusFile)
+	a.beginRun()
+	var remembered string
+	_, _ = a.journal.Get(keyVia, &remembered) // an unreadable value counts as none
 	a.client, err = link.New(link.Config{
 		Server: a.cfg.Server, Version: a.cfg.Version, Now: a.clock.Now, Seen: a.seen, SlowRetry: a.cfg.SlowRetry, Dial: a.cfg.Dial,
+		Mode: a.cfg.Link, KeepAlive: a.cfg.KeepAlive, Retry: a.cfg.Retry, Better: a.cfg.BetterRetry,
+		Remembered: remembered, Remember: a.rememberVia, Commands: a.takeCommands, Log: a.cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -215,9 +240,25 @@ func (a *Agent) close() {
 	_ = a.journal.Close() // every write was synced
 }
 
-// seen is called after each verified answer.
+// rememberVia keeps the way that works for the next start.
+func (a *Agent) rememberVia(via string) {
+	if err := a.journal.Put(keyVia, via); err != nil {
+		a.cfg.Log.Debug("way of the link not stored", "error", err)
+	}
+}
+
+// takeCommands hands commands to their room, once there is one.
+func (a *Agent) takeCommands(commands []wire.RemoteCommand) {
+	if a.remote != nil {
+		a.remote.Take(commands)
+	}
+}
+
+// seen is called after each verified answer; zero when it does not tell the server's time.
 func (a *Agent) seen(serverTime time.Time) {
-	a.clock.Seen(serverTime)
+	if !serverTime.IsZero() {
+		a.clock.Seen(serverTime)
+	}
 	a.status.contact(a.clock.Now())
 }
 
@@ -230,6 +271,9 @@ const (
 	keySerial     = "agent/serial"
 	keyToken      = "agent/token"
 	keyInstance   = "agent/instance"
+	keyLink       = "agent/link"
+	keyVia        = "agent/via"     // the way that worked last
+	keyRunning    = "agent/running" // since when an agent runs; absent after a good end
 )
 
 // settle joins what was given with what was given before, and stores it.
@@ -243,11 +287,15 @@ func (a *Agent) settle() error {
 			}
 		}
 	}
-	for key, value := range map[string]*string{keyServer: &a.cfg.Server, keyToken: &a.cfg.Token, keySerial: &a.cfg.Serial, keyInstance: &a.instance} {
+	mode := string(a.cfg.Link)
+	for key, value := range map[string]*string{
+		keyServer: &a.cfg.Server, keyToken: &a.cfg.Token, keySerial: &a.cfg.Serial, keyInstance: &a.instance, keyLink: &mode,
+	} {
 		if err := a.settleOne(key, value); err != nil {
 			return err
 		}
 	}
+	a.cfg.Link = link.Mode(mode)
 	if a.cfg.Server == "" {
 		return errors.New("no server was given (--server https://host:port)")
 	}

@@ -31,8 +31,18 @@ type setup struct {
 	cfg    agent.Config
 }
 
-func newSetup(t *testing.T) *setup {
-	s := agenttest.Start(t)
+func newSetup(t *testing.T) *setup { return newSetupBy(t, link.ViaMQTT) }
+
+// byEachWay runs a test over every way that messages can travel.
+func byEachWay(t *testing.T, test func(t *testing.T, s *setup)) {
+	for _, via := range []string{link.ViaMQTT, link.ViaWebSocket, link.ViaHTTPS} {
+		t.Run(via, func(t *testing.T) { test(t, newSetupBy(t, via)) })
+	}
+}
+
+// newSetupBy gives the agent a server whose best way is the named one.
+func newSetupBy(t *testing.T, via string) *setup {
+	s := agenttest.StartWith(t, agenttest.Doors{MQTT: via == link.ViaMQTT, WebSocket: via != link.ViaHTTPS})
 	device := sim.NewFleet(sim.Config{Seed: 1}).Device(0)
 	return &setup{t: t, server: s, host: device, cfg: agent.Config{
 		StateDir: filepath.Join(t.TempDir(), "state"), Server: s.URL, Token: s.Token, Serial: agenttest.Serial, Host: device,
@@ -110,51 +120,53 @@ func (s *setup) waitForProblem(text string) {
 }
 
 func TestDeviceEnrollsAndReportsEverything(t *testing.T) {
-	s := newSetup(t)
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 60, MetricsSeconds: 1})
-	a := s.start()
-	for _, section := range []wire.Section{wire.SectionInventory, wire.SectionPackages, wire.SectionServices, wire.SectionAgent, wire.SectionUpdate} {
-		agenttest.Eventually(t, "report of "+string(section), func() bool { return s.server.Reported(section) != nil })
-	}
-	agenttest.Eventually(t, "metrics", func() bool { return len(s.server.Metrics()) > 0 })
-	agenttest.Eventually(t, "accepted epoch", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 2 })
-	section := s.agentSection()
-	if section.Version != "1.2.3" || section.ReleaseTrust != "none" || section.CertificateEnds.IsZero() || !slices.Contains(section.Rooms, "update") {
-		t.Errorf("%+v", section)
-	}
-	if first := s.server.Reports()[0]; !first.Full || len(first.Sections) < 5 {
-		t.Errorf("the first report is not full: %+v", first)
-	}
-	if st := a.Status(); st.State != agent.StateOnline || st.Device != agenttest.DeviceID || st.LastContact.IsZero() {
-		t.Errorf("%+v", st)
-	}
-	if err := a.stop(); err != nil {
-		t.Error(err)
-	}
-	st, err := agent.ReadStatus(s.cfg.StateDir)
-	if err != nil || st.Running || st.Device != agenttest.DeviceID || st.State != agent.StateOnline {
-		t.Errorf("%+v %v", st, err)
-	}
+	byEachWay(t, func(t *testing.T, s *setup) {
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 60, MetricsSeconds: 1})
+		a := s.start()
+		for _, section := range []wire.Section{wire.SectionInventory, wire.SectionPackages, wire.SectionServices, wire.SectionAgent, wire.SectionUpdate} {
+			agenttest.Eventually(t, "report of "+string(section), func() bool { return s.server.Reported(section) != nil })
+		}
+		agenttest.Eventually(t, "metrics", func() bool { return len(s.server.Metrics()) > 0 })
+		agenttest.Eventually(t, "accepted epoch", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 2 })
+		section := s.agentSection()
+		if section.Version != "1.2.3" || section.ReleaseTrust != "none" || section.CertificateEnds.IsZero() || !slices.Contains(section.Rooms, "update") {
+			t.Errorf("%+v", section)
+		}
+		if first := s.server.Reports()[0]; !first.Full || len(first.Sections) < 5 {
+			t.Errorf("the first report is not full: %+v", first)
+		}
+		if st := a.Status(); st.State != agent.StateOnline || st.Device != agenttest.DeviceID || st.LastContact.IsZero() {
+			t.Errorf("%+v", st)
+		}
+		if err := a.stop(); err != nil {
+			t.Error(err)
+		}
+		st, err := agent.ReadStatus(s.cfg.StateDir)
+		if err != nil || st.Running || st.Device != agenttest.DeviceID || st.State != agent.StateOnline {
+			t.Errorf("%+v %v", st, err)
+		}
+	})
 }
 
 func TestRestartNeedsNothingButTheStateDirectory(t *testing.T) {
-	s := newSetup(t)
-	a := s.start()
-	agenttest.Eventually(t, "first report", func() bool { return len(s.server.Reports()) > 0 })
-	if err := a.stop(); err != nil {
-		t.Fatal(err)
-	}
-	before := s.server.Reports()
-	s.cfg.Server, s.cfg.Token, s.cfg.Serial = "", "", ""
-	s.start()
-	agenttest.Eventually(t, "report of the second start", func() bool { return len(s.server.Reports()) > len(before) })
-	last := s.server.Reports()[len(before)]
-	if last.Instance != before[0].Instance || last.Boot == before[0].Boot || last.Sequence != 1 {
-		t.Errorf("first %+v, second %+v", before[0], last)
-	}
-	if n := s.server.Calls("POST " + wire.PathESTEnroll); n != 1 {
-		t.Errorf("enrolled %d times", n)
-	}
+	byEachWay(t, func(t *testing.T, s *setup) {
+		a := s.start()
+		agenttest.Eventually(t, "first report", func() bool { return len(s.server.Reports()) > 0 })
+		if err := a.stop(); err != nil {
+			t.Fatal(err)
+		}
+		before := s.server.Reports()
+		s.cfg.Server, s.cfg.Token, s.cfg.Serial = "", "", ""
+		s.start()
+		agenttest.Eventually(t, "report of the second start", func() bool { return len(s.server.Reports()) > len(before) })
+		last := s.server.Reports()[len(before)]
+		if last.Instance != before[0].Instance || last.Boot == before[0].Boot || last.Sequence != 1 {
+			t.Errorf("first %+v, second %+v", before[0], last)
+		}
+		if n := s.server.Calls("POST " + wire.PathESTEnroll); n != 1 {
+			t.Errorf("enrolled %d times", n)
+		}
+	})
 }
 
 func TestSecondAgentOnTheStateDirectoryIsRefused(t *testing.T) {
@@ -217,22 +229,23 @@ func TestAgentWithoutTokenSaysSo(t *testing.T) {
 }
 
 func TestRevokedDeviceEnrollsAgainWithANewTokenOnly(t *testing.T) {
-	s := newSetup(t)
-	a := s.start()
-	agenttest.Eventually(t, "first report", func() bool { return len(s.server.Reports()) > 0 })
-	s.server.RevokeAll()
-	s.server.DropConnections()
-	agenttest.Eventually(t, "blocked", func() bool { return a.Status().State == agent.StateBlocked })
-	if err := a.stop(); err != nil {
-		t.Fatal(err)
-	}
-	if n := s.server.Calls("POST " + wire.PathESTEnroll); n != 1 {
-		t.Fatalf("a used token was sent again: %d enrollments", n)
-	}
-	s.cfg.Token = s.server.TokenFor(agenttest.Secret) + " " // the operator gives another one
-	n := len(s.server.Reports())
-	s.start()
-	agenttest.Eventually(t, "a report after the second enrollment", func() bool { return len(s.server.Reports()) > n })
+	byEachWay(t, func(t *testing.T, s *setup) {
+		a := s.start()
+		agenttest.Eventually(t, "first report", func() bool { return len(s.server.Reports()) > 0 })
+		s.server.RevokeAll()
+		s.server.DropConnections()
+		agenttest.Eventually(t, "blocked", func() bool { return a.Status().State == agent.StateBlocked })
+		if err := a.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.server.Calls("POST " + wire.PathESTEnroll); n != 1 {
+			t.Fatalf("a used token was sent again: %d enrollments", n)
+		}
+		s.cfg.Token = s.server.TokenFor(agenttest.Secret) + " " // the operator gives another one
+		n := len(s.server.Reports())
+		s.start()
+		agenttest.Eventually(t, "a report after the second enrollment", func() bool { return len(s.server.Reports()) > n })
+	})
 }
 
 func TestEnvelopesThatAreNotForThisDeviceNowAreRefused(t *testing.T) {
@@ -263,41 +276,43 @@ func TestEnvelopesThatAreNotForThisDeviceNowAreRefused(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSetup(t)
-			s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 300})
-			s.start()
-			agenttest.Eventually(t, "epoch 2", func() bool { r := s.server.Reports(); return len(r) > 0 && r[len(r)-1].Epoch == 2 })
-			s.server.Do(func() {
-				s.server.Envelope = func(d wire.Desired) []byte { return c.change(s.server, &d) }
-			})
-			s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 2})
-			s.waitForProblem(c.want)
-			for _, r := range s.server.Reports() {
-				if r.Epoch > 2 {
-					t.Fatalf("epoch %d was accepted", r.Epoch)
+			byEachWay(t, func(t *testing.T, s *setup) {
+				s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 300})
+				s.start()
+				agenttest.Eventually(t, "epoch 2", func() bool { r := s.server.Reports(); return len(r) > 0 && r[len(r)-1].Epoch == 2 })
+				s.server.Do(func() {
+					s.server.Envelope = func(d wire.Desired) []byte { return c.change(s.server, &d) }
+				})
+				s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 2})
+				s.waitForProblem(c.want)
+				for _, r := range s.server.Reports() {
+					if r.Epoch > 2 {
+						t.Fatalf("epoch %d was accepted", r.Epoch)
+					}
 				}
-			}
-			// It is taken back as soon as the server sends a right one.
-			s.server.Do(func() { s.server.Envelope = nil })
-			agenttest.Eventually(t, "epoch 3", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 3 })
-			agenttest.Eventually(t, "problem is gone", func() bool { return len(s.agentSection().Problems) == 0 })
+				// It is taken back as soon as the server sends a right one.
+				s.server.Do(func() { s.server.Envelope = nil })
+				agenttest.Eventually(t, "epoch 3", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 3 })
+				agenttest.Eventually(t, "problem is gone", func() bool { return len(s.agentSection().Problems) == 0 })
+			})
 		})
 	}
 }
 
 func TestFloorOfEpochsSurvivesARestart(t *testing.T) {
-	s := newSetup(t)
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1})
-	a := s.start()
-	agenttest.Eventually(t, "epoch 2", func() bool { r := s.server.Reports(); return len(r) > 0 && r[len(r)-1].Epoch == 2 })
-	if err := a.stop(); err != nil {
-		t.Fatal(err)
-	}
-	s.server.Do(func() {
-		s.server.Envelope = func(d wire.Desired) []byte { d.Epoch = 1; return s.server.Seal(d) }
+	byEachWay(t, func(t *testing.T, s *setup) {
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1})
+		a := s.start()
+		agenttest.Eventually(t, "epoch 2", func() bool { r := s.server.Reports(); return len(r) > 0 && r[len(r)-1].Epoch == 2 })
+		if err := a.stop(); err != nil {
+			t.Fatal(err)
+		}
+		s.server.Do(func() {
+			s.server.Envelope = func(d wire.Desired) []byte { d.Epoch = 1; return s.server.Seal(d) }
+		})
+		s.start()
+		s.waitForProblem("epoch 1, accepted 2")
 	})
-	s.start()
-	s.waitForProblem("epoch 1, accepted 2")
 }
 
 func TestUnknownSectionIsAProblemAndTheRestIsApplied(t *testing.T) {
@@ -321,25 +336,26 @@ func TestSectionThatARoomRefusesIsReportedAndReplaced(t *testing.T) {
 }
 
 func TestOfflineDeviceGoesOnAndCatchesUp(t *testing.T) {
-	s := newSetup(t)
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 1})
-	a := s.start()
-	// The second one comes by the desired interval, the first right after the start.
-	agenttest.Eventually(t, "metrics every second", func() bool { return len(s.server.Metrics()) > 1 })
-	s.host.SetOffline(true)
-	agenttest.Eventually(t, "offline", func() bool { return a.Status().State == agent.StateOffline })
-	agenttest.Eventually(t, "measurements are kept", func() bool { return a.Status().Buffered >= 2 })
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 2})
-	s.host.SetOffline(false)
-	agenttest.Eventually(t, "caught up", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 3 })
-	agenttest.Eventually(t, "online", func() bool { return a.Status().State == agent.StateOnline })
-	agenttest.Eventually(t, "kept measurements are sent", func() bool {
-		for _, body := range s.server.Metrics() {
-			if strings.Count(string(body), `"timeUnixNano"`) > 0 && countTimes(body) >= 2 {
-				return true
+	byEachWay(t, func(t *testing.T, s *setup) {
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 1})
+		a := s.start()
+		// The second one comes by the desired interval, the first right after the start.
+		agenttest.Eventually(t, "metrics every second", func() bool { return len(s.server.Metrics()) > 1 })
+		s.host.SetOffline(true)
+		agenttest.Eventually(t, "offline", func() bool { return a.Status().State == agent.StateOffline })
+		agenttest.Eventually(t, "measurements are kept", func() bool { return a.Status().Buffered >= 2 })
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 2})
+		s.host.SetOffline(false)
+		agenttest.Eventually(t, "caught up", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 3 })
+		agenttest.Eventually(t, "online", func() bool { return a.Status().State == agent.StateOnline })
+		agenttest.Eventually(t, "kept measurements are sent", func() bool {
+			for _, body := range s.server.Metrics() {
+				if strings.Count(string(body), `"timeUnixNano"`) > 0 && countTimes(body) >= 2 {
+					return true
+				}
 			}
-		}
-		return false
+			return false
+		})
 	})
 }
 
@@ -370,22 +386,23 @@ func TestDeviceThatStartsOfflineKnowsItsDesiredState(t *testing.T) {
 }
 
 func TestDeviceWhoseClockStartsIn1970Enrolls(t *testing.T) {
-	s := newSetup(t)
-	boot := time.Now()
-	s.cfg.Now = func() time.Time { return time.Date(1970, 1, 1, 0, 0, 30, 0, time.UTC).Add(time.Since(boot)) }
-	a := s.start()
-	agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
-	s.waitForProblem("behind the server's")
-	if r := s.server.Reports()[0]; r.Time.Year() != 1970 {
-		t.Errorf("the report hides the device's clock: %s", r.Time)
-	}
-	if err := a.stop(); err != nil {
-		t.Fatal(err)
-	}
-	// The next start has the same wrong clock and no hint: what it has seen is stored.
-	n := len(s.server.Reports())
-	s.start()
-	agenttest.Eventually(t, "report after the restart", func() bool { return len(s.server.Reports()) > n })
+	byEachWay(t, func(t *testing.T, s *setup) {
+		boot := time.Now()
+		s.cfg.Now = func() time.Time { return time.Date(1970, 1, 1, 0, 0, 30, 0, time.UTC).Add(time.Since(boot)) }
+		a := s.start()
+		agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
+		s.waitForProblem("behind the server's")
+		if r := s.server.Reports()[0]; r.Time.Year() != 1970 {
+			t.Errorf("the report hides the device's clock: %s", r.Time)
+		}
+		if err := a.stop(); err != nil {
+			t.Fatal(err)
+		}
+		// The next start has the same wrong clock and no hint: what it has seen is stored.
+		n := len(s.server.Reports())
+		s.start()
+		agenttest.Eventually(t, "report after the restart", func() bool { return len(s.server.Reports()) > n })
+	})
 }
 
 func TestExpiredEnvelopeIsNotRevivedByTurningTheClockBack(t *testing.T) {
@@ -411,40 +428,42 @@ func TestExpiredEnvelopeIsNotRevivedByTurningTheClockBack(t *testing.T) {
 }
 
 func TestFullDiskIsToldAndNothingIsLost(t *testing.T) {
-	s := newSetup(t)
-	s.cfg.Crash = s.host.Disk
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 300})
-	s.start()
-	agenttest.Eventually(t, "epoch 2", func() bool { r := s.server.Reports(); return len(r) > 0 && r[len(r)-1].Epoch == 2 })
-	s.host.SetDiskFull(true)
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 1})
-	s.waitForProblem("no space left on device")
-	s.host.SetDiskFull(false)
-	agenttest.Eventually(t, "taken when there is space again", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 3 })
-	agenttest.Eventually(t, "problem is gone", func() bool { return len(s.agentSection().Problems) == 0 })
+	byEachWay(t, func(t *testing.T, s *setup) {
+		s.cfg.Crash = s.host.Disk
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 300})
+		s.start()
+		agenttest.Eventually(t, "epoch 2", func() bool { r := s.server.Reports(); return len(r) > 0 && r[len(r)-1].Epoch == 2 })
+		s.host.SetDiskFull(true)
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1, MetricsSeconds: 1})
+		s.waitForProblem("no space left on device")
+		s.host.SetDiskFull(false)
+		agenttest.Eventually(t, "taken when there is space again", func() bool { r := s.server.Reports(); return r[len(r)-1].Epoch == 3 })
+		agenttest.Eventually(t, "problem is gone", func() bool { return len(s.agentSection().Problems) == 0 })
+	})
 }
 
 func TestRestoredBackupAsksForTheWholeState(t *testing.T) {
-	s := newSetup(t)
-	a := s.start()
-	agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
-	if err := a.stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(filepath.Join(s.cfg.StateDir, "journal", "journal.log"), 5); err != nil {
-		t.Fatal(err)
-	}
-	s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1})
-	n := len(s.server.Reports())
-	s.start()
-	agenttest.Eventually(t, "works on with an empty journal", func() bool {
-		r := s.server.Reports()
-		return len(r) > n && r[len(r)-1].Epoch == 2
+	byEachWay(t, func(t *testing.T, s *setup) {
+		a := s.start()
+		agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
+		if err := a.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(filepath.Join(s.cfg.StateDir, "journal", "journal.log"), 5); err != nil {
+			t.Fatal(err)
+		}
+		s.server.SetDesired(wire.SectionMonitoring, wire.MonitoringDesired{ReportSeconds: 1})
+		n := len(s.server.Reports())
+		s.start()
+		agenttest.Eventually(t, "works on with an empty journal", func() bool {
+			r := s.server.Reports()
+			return len(r) > n && r[len(r)-1].Epoch == 2
+		})
 	})
 }
 
 func TestServerThatHoldsNoPollIsNotHammered(t *testing.T) {
-	s := newSetup(t)
+	s := newSetupBy(t, link.ViaHTTPS)
 	s.start()
 	agenttest.Eventually(t, "accepted state", func() bool { // before, the whole is asked for and 304 is a mistake
 		r := s.server.Reports()

@@ -23,42 +23,42 @@ func (s *setup) shifted() (pass func(d time.Duration)) {
 
 // "Not modified" is not signed. The test server's envelopes live an hour.
 func TestEnvelopeIsFetchedAnewBeforeItExpiresThoughNothingHasChanged(t *testing.T) {
-	s := newSetup(t)
-	pass := s.shifted()
-	var sealed atomic.Int64
-	s.server.Do(func() {
-		s.server.Envelope = func(d wire.Desired) []byte { sealed.Add(1); return s.server.Seal(d) }
+	byEachWay(t, func(t *testing.T, s *setup) {
+		pass := s.shifted()
+		var sealed atomic.Int64
+		s.server.Do(func() {
+			s.server.Envelope = func(d wire.Desired) []byte { sealed.Add(1); return s.server.Seal(d) }
+		})
+		s.start()
+		agenttest.Eventually(t, "an envelope that was taken", func() bool { return sealed.Load() >= 1 && len(s.server.Reports()) > 1 })
+		before := sealed.Load()
+		pass(31 * time.Minute)
+		agenttest.Eventually(t, "a fresh envelope", func() bool { return sealed.Load() > before })
+		if e := s.server.Reports()[0].Epoch; e > 1 {
+			t.Errorf("epoch %d", e)
+		}
 	})
-	s.start()
-	agenttest.Eventually(t, "a poll that finds nothing new", func() bool {
-		return sealed.Load() >= 1 && int64(s.server.Calls("GET "+wire.PathDesired)) > sealed.Load()
-	})
-	before := sealed.Load()
-	pass(31 * time.Minute)
-	agenttest.Eventually(t, "a fresh envelope", func() bool { return sealed.Load() > before })
-	if e := s.server.Reports()[0].Epoch; e > 1 {
-		t.Errorf("epoch %d", e)
-	}
 }
 
 func TestDesiredStateThatNobodyConfirmsIsAProblem(t *testing.T) {
-	s := newSetup(t)
-	pass := s.shifted()
-	s.cfg.ReportInterval = 100 * time.Millisecond
-	s.start()
-	agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 && s.server.Calls("GET "+wire.PathDesired) >= 2 })
-	s.server.Do(func() {
-		s.server.Refuse = func(r *http.Request) *wire.Problem {
-			if r.URL.Path == wire.PathDesired {
-				return &wire.Problem{Status: http.StatusNotModified}
+	byEachWay(t, func(t *testing.T, s *setup) {
+		pass := s.shifted()
+		s.cfg.ReportInterval = 100 * time.Millisecond
+		s.start()
+		agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 2 })
+		s.server.Do(func() {
+			s.server.Refuse = func(r *http.Request) *wire.Problem {
+				if r.URL.Path == wire.PathDesired {
+					return &wire.Problem{Status: http.StatusNotModified}
+				}
+				return nil
 			}
-			return nil
-		}
+		})
+		pass(61 * time.Minute)
+		s.waitForProblem("has not been confirmed since")
+		s.server.Do(func() { s.server.Refuse = nil })
+		agenttest.Eventually(t, "problem is gone", func() bool { return len(s.agentSection().Problems) == 0 })
 	})
-	pass(61 * time.Minute)
-	s.waitForProblem("has not been confirmed since")
-	s.server.Do(func() { s.server.Refuse = nil })
-	agenttest.Eventually(t, "problem is gone", func() bool { return len(s.agentSection().Problems) == 0 })
 }
 
 // The time of a device without a battery comes with the trust document, which is stored.

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"steward/internal/agent/journal"
 )
 
@@ -27,10 +29,14 @@ type clock struct {
 	synced bool      // base comes from a verified answer of this start
 	hinted bool      // base is an unverified hint: the next one, or a verified answer, replaces it
 	stored time.Time
+
+	looked  time.Time     // local, without its monotonic part: when Step was last called
+	running time.Duration // the machine's then; see upTime
+	upTime  func() (time.Duration, bool)
 }
 
 func newClock(local func() time.Time, j *journal.Journal) *clock {
-	c := &clock{local: local, journal: j}
+	c := &clock{local: local, journal: j, upTime: upTime}
 	if found, err := j.Get(keyClock, &c.stored); err == nil && found {
 		c.base, c.since = c.stored, local()
 	}
@@ -103,4 +109,37 @@ func (c *clock) Offset() time.Duration {
 		return 0
 	}
 	return c.local().Sub(c.now())
+}
+
+// leastStep is the least setting of the local clock that Step tells.
+const leastStep = time.Minute
+
+// Step returns by how much the local clock was set since the call before, 0 for less than leastStep.
+func (c *clock) Step() time.Duration {
+	up, ok := c.upTime()
+	if !ok {
+		return 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.local().Round(0) // as the wall shows it
+	before, ran := c.looked, up-c.running
+	c.looked, c.running = now, up
+	if before.IsZero() {
+		return 0
+	}
+	if step := now.Sub(before) - ran; step.Abs() >= leastStep {
+		return step
+	}
+	return 0
+}
+
+// upTime is how long the machine has run. It counts the time that the machine was suspended, which Go's
+// monotonic clock does not.
+func upTime() (time.Duration, bool) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, false
+	}
+	return time.Duration(ts.Nano()), true
 }

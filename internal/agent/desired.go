@@ -91,6 +91,9 @@ func (a *Agent) follow(ctx context.Context) error {
 		switch {
 		case err == nil:
 			err = a.accept(ctx, envelope)
+		case errors.Is(err, link.ErrUnasked):
+			a.applyPending(ctx)
+			continue
 		case errors.Is(err, link.ErrNotModified):
 			err = nil
 		case ctx.Err() == nil && errors.Is(err, context.Canceled):
@@ -119,7 +122,7 @@ func (a *Agent) follow(ctx context.Context) error {
 		}
 		wait = retry.Next(err)
 		a.cfg.Log.Warn("desired state not taken", "error", err, "again_in", wait.Round(time.Millisecond))
-		if !sleep(ctx, wait) {
+		if !a.client.Rest(ctx, wait) {
 			return nil
 		}
 		a.applyPending(ctx)

@@ -104,8 +104,14 @@ func (s *setup) runKilled(k *killer, during func(ctx context.Context)) (err erro
 }
 
 func TestKillAtEveryStepOfTheFirstStartLosesNothing(t *testing.T) {
+	for _, via := range []string{link.ViaMQTT, link.ViaHTTPS} {
+		t.Run(via, func(t *testing.T) { killFirstStart(t, via) })
+	}
+}
+
+func killFirstStart(t *testing.T, via string) {
 	firstStart := func(k *killer) *setup {
-		s := newSetup(t)
+		s := newSetupBy(t, via)
 		k.armed = true
 		err := s.runKilled(k, func(ctx context.Context) {
 			for ctx.Err() == nil && len(s.server.Reports()) == 0 {
@@ -212,50 +218,52 @@ func (s *setup) checkDisposed(key crypto.PublicKey) {
 }
 
 func TestDisposalDestroysEverythingAndTheDeviceNeverComesBack(t *testing.T) {
-	s := newSetup(t)
-	a := s.start()
-	agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
-	key := deviceKey(t, s.cfg.StateDir)
-	if err := os.WriteFile(filepath.Join(s.cfg.StateDir, "left-by-somebody"), []byte("data"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.server.SetDesired(wire.SectionDisposal, order())
-	agenttest.Eventually(t, "decommissioned", func() bool { return a.Status().State == agent.StateDecommissioned })
-	if err := a.stop(); !errors.Is(err, agent.ErrDecommissioned) {
-		t.Errorf("%v", err)
-	}
-	s.checkDisposed(key)
-	n := s.server.Calls("POST " + wire.PathESTEnroll)
-	if err := s.run(); !errors.Is(err, agent.ErrDecommissioned) || !strings.Contains(err.Error(), "dsp-1") {
-		t.Errorf("second start: %v", err)
-	}
-	if s.server.Calls("POST "+wire.PathESTEnroll) != n {
-		t.Error("the device tried to enroll again")
-	}
-	for _, f := range agent.Diagnose(t.Context(), s.cfg) {
-		if f.Check == "state" && (f.OK || !strings.Contains(f.Detail, "dsp-1")) {
-			t.Errorf("%+v", f)
+	byEachWay(t, func(t *testing.T, s *setup) {
+		a := s.start()
+		agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
+		key := deviceKey(t, s.cfg.StateDir)
+		if err := os.WriteFile(filepath.Join(s.cfg.StateDir, "left-by-somebody"), []byte("data"), 0o600); err != nil {
+			t.Fatal(err)
 		}
-	}
+		s.server.SetDesired(wire.SectionDisposal, order())
+		agenttest.Eventually(t, "decommissioned", func() bool { return a.Status().State == agent.StateDecommissioned })
+		if err := a.stop(); !errors.Is(err, agent.ErrDecommissioned) {
+			t.Errorf("%v", err)
+		}
+		s.checkDisposed(key)
+		n := s.server.Calls("POST " + wire.PathESTEnroll)
+		if err := s.run(); !errors.Is(err, agent.ErrDecommissioned) || !strings.Contains(err.Error(), "dsp-1") {
+			t.Errorf("second start: %v", err)
+		}
+		if s.server.Calls("POST "+wire.PathESTEnroll) != n {
+			t.Error("the device tried to enroll again")
+		}
+		for _, f := range agent.Diagnose(t.Context(), s.cfg) {
+			if f.Check == "state" && (f.OK || !strings.Contains(f.Detail, "dsp-1")) {
+				t.Errorf("%+v", f)
+			}
+		}
+	})
 }
 
 // The statement is signed by the key that the server knows at that time, not by the one of the start.
 func TestDisposalAfterARenewalIsSignedByTheNewKey(t *testing.T) {
-	s := newSetup(t)
-	s.server.Do(func() { s.server.Life = 3 * time.Second })
-	a := s.start()
-	agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
-	first := deviceKey(t, s.cfg.StateDir)
-	agenttest.Eventually(t, "renewal", func() bool { return s.server.Certificates("superseded") > 0 })
-	s.server.SetDesired(wire.SectionDisposal, order())
-	agenttest.Eventually(t, "decommissioned", func() bool { return a.Status().State == agent.StateDecommissioned })
-	if err := wire.Open(s.server.Disposal(), wire.SanitizationType, []crypto.PublicKey{first}, &wire.SanitizationStatement{}); !errors.Is(err, wire.ErrSignature) {
-		t.Errorf("signed by the key of the start: %v", err)
-	}
-	var key crypto.PublicKey
-	s.server.Do(func() { key = s.server.LastKey })
-	_ = a.stop()
-	s.checkDisposed(key)
+	byEachWay(t, func(t *testing.T, s *setup) {
+		s.server.Do(func() { s.server.Life = 3 * time.Second })
+		a := s.start()
+		agenttest.Eventually(t, "report", func() bool { return len(s.server.Reports()) > 0 })
+		first := deviceKey(t, s.cfg.StateDir)
+		agenttest.Eventually(t, "renewal", func() bool { return s.server.Certificates("superseded") > 0 })
+		s.server.SetDesired(wire.SectionDisposal, order())
+		agenttest.Eventually(t, "decommissioned", func() bool { return a.Status().State == agent.StateDecommissioned })
+		if err := wire.Open(s.server.Disposal(), wire.SanitizationType, []crypto.PublicKey{first}, &wire.SanitizationStatement{}); !errors.Is(err, wire.ErrSignature) {
+			t.Errorf("signed by the key of the start: %v", err)
+		}
+		var key crypto.PublicKey
+		s.server.Do(func() { key = s.server.LastKey })
+		_ = a.stop()
+		s.checkDisposed(key)
+	})
 }
 
 // A renewal that is cut off between the first use of the new certificate and the switch leaves a
@@ -331,8 +339,14 @@ func TestDisposalOrdersThatAreNotOursTouchNothing(t *testing.T) {
 }
 
 func TestDisposalSurvivesAKillAtEveryStep(t *testing.T) {
+	for _, via := range []string{link.ViaMQTT, link.ViaHTTPS} {
+		t.Run(via, func(t *testing.T) { killDisposal(t, via) })
+	}
+}
+
+func killDisposal(t *testing.T, via string) {
 	dispose := func(k *killer) (s *setup, key crypto.PublicKey, err error) {
-		s = newSetup(t)
+		s = newSetupBy(t, via)
 		err = s.runKilled(k, func(ctx context.Context) {
 			for len(s.server.Reports()) < 2 && ctx.Err() == nil {
 				pause(ctx)

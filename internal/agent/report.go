@@ -44,24 +44,22 @@ func (a *Agent) report(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := r.send(ctx)
 		wait := r.wait()
-		var changed <-chan struct{} // after a failure a change does not shorten the wait
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return nil
-		case err != nil:
+		}
+		a.contacted(err)
+		if err != nil { // a change does not shorten the wait, a new connection does
 			wait = retry.Next(err)
 			a.cfg.Log.Warn("report not taken", "error", err, "again_in", wait.Round(time.Millisecond))
-			a.contacted(err)
-		default:
-			retry.Reset()
-			changed = a.changed
-			a.contacted(nil)
+			a.client.Rest(ctx, wait)
+			continue
 		}
+		retry.Reset()
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
-		case <-changed:
+		case <-a.changed:
 			sleep(ctx, settleTime) // several rooms change at once: one report for all
 		}
 		timer.Stop()
@@ -80,12 +78,23 @@ func (r *reporter) wait() time.Duration {
 			wait = d // the later ones are the more specific
 		}
 	}
+	r.agent.client.Pace(wait)
 	return wait - rand.N(wait/10+1)
 }
 
 // send makes one report and uploads what the server misses; then it reports those sections again,
 // since a section counts only once its body is known.
 func (r *reporter) send(ctx context.Context) error {
+	asked := r.agent.full.take()
+	if len(asked) > 0 {
+		r.full = false
+	}
+	err := r.deliver(ctx)
+	r.agent.full.done(asked, err)
+	return err
+}
+
+func (r *reporter) deliver(ctx context.Context) error {
 	if err := r.collect(ctx); err != nil {
 		return err
 	}
@@ -199,6 +208,7 @@ func (r *reporter) keep(section wire.Section, value any) error {
 	r.docs[section] = document{value, wire.HashOf(body)}
 	if section == wire.SectionUpdate {
 		r.agent.status.setUpdate(body)
+		r.agent.tellUpdates(value)
 	}
 	return nil
 }
@@ -218,6 +228,7 @@ func (a *Agent) gatherProblems() {
 	a.problems.set("provisioning", a.provisioning.Problem())
 	a.problems.set("monitoring", a.monitoring.Problem())
 	a.problems.set("unconfirmed", a.unconfirmed())
+	a.tellClock()
 	text := ""
 	if offset := a.clock.Offset(); offset.Abs() > clockTolerance {
 		text = fmt.Sprintf("the device's clock is %s the server's", aheadOrBehind(offset))

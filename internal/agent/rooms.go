@@ -9,6 +9,7 @@ import (
 
 	"steward/internal/agent/disposal"
 	"steward/internal/agent/monitoring"
+	"steward/internal/agent/remote"
 	"steward/internal/agent/update"
 )
 
@@ -30,7 +31,7 @@ func (a *Agent) furnish(ctx context.Context) error {
 		a.releaseTrust = "none"
 	}
 	a.monitoring = monitoring.New(monitoring.Config{
-		Host: a.cfg.Host, Sender: a.client, Device: identity.Device,
+		Host: a.cfg.Host, Sender: a.client, Journal: a.journal, Device: identity.Device,
 		Now: a.clock.Now, Log: a.cfg.Log.With("room", "monitoring"), Changed: a.change, FactsInterval: a.cfg.FactsInterval,
 	})
 	inventory, err := a.cfg.Host.Inventory(ctx)
@@ -50,7 +51,14 @@ func (a *Agent) furnish(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("room update: %w", err)
 	}
-	a.rooms = []Room{a.provisioning, a.monitoring, updates}
+	a.remote, err = remote.New(remote.Config{
+		Journal: a.journal, Sender: a.client, Commands: a.commands(), Now: a.clock.Now, Retry: a.cfg.Retry,
+		Log: a.cfg.Log.With("room", "remote"),
+	})
+	if err != nil {
+		return fmt.Errorf("room remote: %w", err)
+	}
+	a.rooms = []Room{a.provisioning, a.monitoring, updates, a.remote}
 	a.disposal, err = disposal.New(disposal.Config{
 		Dir: a.cfg.StateDir, Journal: a.journal, Device: identity.Device, Serial: a.cfg.Serial, Signer: a.operationalKey,
 		Sender: a.client, Quiesce: a.stopRooms, Sources: a.sources(), Destroy: a.destroyIdentity,

@@ -11,6 +11,7 @@ import (
 // serve runs the loops and the rooms. The rooms other than disposal stop when an order was accepted.
 func (a *Agent) serve(ctx context.Context) error {
 	a.restore(ctx)
+	a.tellUnclean()
 	all, ctx := errgroup.WithContext(ctx)
 	working, stop := context.WithCancel(ctx)
 	var rooms errgroup.Group
@@ -36,6 +37,8 @@ func (a *Agent) serve(ctx context.Context) error {
 		close(a.stopped)
 		return err
 	})
+	a.client.Expect()
+	all.Go(func() error { return a.client.Run(ctx) })
 	all.Go(func() error { return runRoom(ctx, a.disposal) })
 	all.Go(func() error { return a.follow(ctx) })
 	all.Go(func() error { return a.report(ctx) })

@@ -37,6 +37,8 @@ type Status struct {
 	Server          string          `json:"server,omitempty"`
 	CertificateEnds time.Time       `json:"certificate_ends,omitzero"`
 	LastContact     time.Time       `json:"last_contact,omitzero"`
+	Link            string          `json:"link,omitempty"`        // mqtt, mqtt+ws or https; empty while not connected
+	LinkReason      string          `json:"link_reason,omitempty"` // why there is no better one
 	Epoch           int64           `json:"epoch"`
 	ReleaseTrust    string          `json:"release_trust,omitempty"`
 	Buffered        int             `json:"buffered_measurements"`
@@ -109,7 +111,7 @@ func (b *statusBoard) write(s Status) {
 		return
 	}
 	same := s.State == b.written.State && s.Detail == b.written.Detail && string(s.Update) == string(b.written.Update) &&
-		s.Device == b.written.Device && s.Epoch == b.written.Epoch && fmt.Sprint(s.Problems) == fmt.Sprint(b.written.Problems)
+		s.Device == b.written.Device && s.Link == b.written.Link && s.LinkReason == b.written.LinkReason && s.Epoch == b.written.Epoch && fmt.Sprint(s.Problems) == fmt.Sprint(b.written.Problems)
 	if same && s.Written.Sub(b.written.Written).Abs() < statusEvery {
 		return
 	}
@@ -151,6 +153,10 @@ func (a *Agent) summary() Status {
 			s.Device, s.CertificateEnds = identity.Device, identity.Certificate.NotAfter.UTC()
 		}
 	}
+	if a.client != nil {
+		way := a.client.Way()
+		s.Link, s.LinkReason = way.Via, way.Why
+	}
 	if a.monitoring != nil {
 		s.Buffered = a.monitoring.Buffered()
 	}
@@ -181,7 +187,7 @@ func ReadStatus(dir string) (Status, error) {
 	switch {
 	case err == nil:
 		unlock()
-		s.Running = false
+		s.Running, s.Link, s.LinkReason = false, "", ""
 	case errors.Is(err, ErrLocked):
 		s.Running = true
 	case errors.Is(err, os.ErrNotExist):

@@ -29,6 +29,7 @@ import (
 	"testing"
 	"time"
 
+	"steward/internal/mqtt"
 	"steward/internal/wire"
 )
 
@@ -47,9 +48,10 @@ type Server struct {
 	Token string
 	Trust wire.Trust
 
-	t    testing.TB
-	http *httptest.Server
-	ca   *x509.Certificate
+	t     testing.TB
+	doors Doors
+	http  *httptest.Server
+	ca    *x509.Certificate
 	caKey,
 	envelopeKey crypto.Signer
 
@@ -65,6 +67,10 @@ type Server struct {
 	metrics  [][]byte
 	disposal []byte
 	calls    map[string]int
+	streams  map[*endpoint]bool
+	commands []wire.RemoteCommand
+	results  map[string]wire.RemoteResult
+	events   []wire.DeviceEvent
 
 	// The following are read with the lock held; change them by Do.
 
@@ -88,13 +94,27 @@ type Server struct {
 	Metadata map[string][]byte
 	// Interval of report answers, in seconds.
 	Interval int
+	// Connack is the reason code of CONNACK, Properties its user properties.
+	Connack    mqtt.Reason
+	Properties []mqtt.UserProperty
+	// Mute lets MQTT messages go unanswered, as on a half-open connection.
+	Mute bool
+	// HoldPush keeps envelopes from being pushed.
+	HoldPush bool
 }
 
-// Start starts a server that ends with the test.
-func Start(t testing.TB) *Server {
+// Doors are the ways in that a server has beside HTTPS.
+type Doors struct{ MQTT, WebSocket bool }
+
+// Start starts a server with all doors, which ends with the test.
+func Start(t testing.TB) *Server { return StartWith(t, Doors{MQTT: true, WebSocket: true}) }
+
+// StartWith starts a server with some doors only.
+func StartWith(t testing.TB, doors Doors) *Server {
 	s := &Server{
 		t: t, sections: map[wire.Section]wire.Hash{}, docs: map[wire.Hash][]byte{}, epoch: 1, woken: make(chan struct{}),
 		issued: map[string]string{}, reported: map[wire.Section]wire.Hash{}, calls: map[string]int{},
+		streams: map[*endpoint]bool{}, results: map[string]wire.RemoteResult{}, doors: doors,
 		Life: time.Hour, Now: time.Now, Artifacts: map[string][]byte{}, Metadata: map[string][]byte{}, Interval: 60,
 	}
 	s.makeAuthority()
@@ -102,8 +122,21 @@ func Start(t testing.TB) *Server {
 	s.http.EnableHTTP2 = true
 	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.http.TLS = &tls.Config{Certificates: []tls.Certificate{s.serverCertificate()}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
+	if doors.MQTT {
+		s.http.TLS.NextProtos = []string{"h2", "http/1.1", wire.ALPNMQTT}
+		s.http.Config.Protocols = new(http.Protocols)
+		s.http.Config.Protocols.SetHTTP1(true)
+		s.http.Config.Protocols.SetHTTP2(true)
+		s.http.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+			wire.ALPNMQTT: func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
+				state := conn.ConnectionState()
+				s.stream(conn, &state)
+			},
+		}
+	}
 	s.http.StartTLS()
 	t.Cleanup(func() {
+		s.DropStreams()
 		s.http.CloseClientConnections()
 		s.http.Close()
 	})
@@ -276,7 +309,10 @@ func (s *Server) RevokeAll() {
 }
 
 // DropConnections cuts every connection.
-func (s *Server) DropConnections() { s.http.CloseClientConnections() }
+func (s *Server) DropConnections() {
+	s.DropStreams()
+	s.http.CloseClientConnections()
+}
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
@@ -298,6 +334,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func callKey(path string) string {
+	if strings.HasPrefix(path, wire.PathCommands+"/") {
+		return wire.PathCommands + "/"
+	}
 	for _, prefix := range []string{wire.PathTrust, wire.PathDocuments, wire.PathArtifacts, wire.PathTUF} {
 		if strings.HasPrefix(path, prefix) {
 			return prefix
@@ -321,6 +360,12 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) {
 	case path == wire.PathESTEnroll:
 		s.enroll(w, r)
 		return
+	case path == wire.PathMQTT && r.Method == http.MethodGet && s.doors.WebSocket:
+		s.webSocket(w, r)
+		return
+	case path == wire.PathMQTT && r.Method == http.MethodGet:
+		writeProblem(w, wire.Problem{Status: 404, Title: "no such path"})
+		return
 	}
 	if p := s.identify(r); p != nil {
 		writeProblem(w, *p)
@@ -337,6 +382,13 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) {
 		s.document(w, r, wire.Hash(strings.TrimPrefix(path, wire.PathDocuments)))
 	case path == wire.PathMetrics:
 		s.keep(w, r, wire.MaxMetricsBytes, func(body []byte) { s.metrics = append(s.metrics, body) })
+	case path == wire.PathMQTT: // CONNECT, which asks who it is
+	case path == wire.PathEvents:
+		s.event(w, r)
+	case path == wire.PathCommands:
+		s.list(w)
+	case strings.HasPrefix(path, wire.PathCommands+"/"):
+		s.result(w, r)
 	case path == wire.PathDisposal:
 		s.keep(w, r, wire.MaxReportBytes, func(body []byte) { s.disposal = body })
 	case strings.HasPrefix(path, wire.PathArtifacts):
@@ -481,6 +533,10 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request) {
 	for {
 		s.mu.Lock()
 		epoch, woken := s.epoch, s.woken
+		if n := len(s.waitingCommands()); n > 0 {
+			w.Header().Set(wire.CommandsHeader, strconv.Itoa(n))
+			wait = 0
+		}
 		etag := `"` + strconv.FormatInt(epoch, 10) + `"`
 		if r.Header.Get("If-None-Match") != etag {
 			d := wire.Desired{Protocol: wire.Protocol, Device: DeviceID, Epoch: epoch, Sections: map[wire.Section]wire.Hash{}, Issued: s.Now(), Expires: s.Now().Add(time.Hour)}
@@ -498,6 +554,10 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.mu.Unlock()
+		if wait == 0 {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
 		select {
 		case <-woken:
 		case <-deadline:

@@ -23,6 +23,7 @@ func (c *Client) Artifact(ctx context.Context, sha256Hex string, offset int64, w
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer c.rest()
 	stall := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
 	defer stall.Stop()
 	r := request{method: http.MethodGet, path: wire.PathArtifacts + sha256Hex}

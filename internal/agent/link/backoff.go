@@ -28,6 +28,13 @@ type Backoff struct {
 
 // Next returns the wait after a failure.
 func (b *Backoff) Next(err error) time.Duration {
+	wait := b.bound()
+	wait = wait/2 + rand.N(wait/2+1)
+	return max(wait, RetryAfter(err))
+}
+
+// bound is the longest wait after a failure, which doubles with each.
+func (b *Backoff) bound() time.Duration {
 	least, most := b.Least, b.Most
 	if least == 0 {
 		least = time.Second
@@ -40,8 +47,7 @@ func (b *Backoff) Next(err error) time.Duration {
 		wait = least << b.failures
 		b.failures++
 	}
-	wait = wait/2 + rand.N(wait/2+1)
-	return max(wait, RetryAfter(err))
+	return wait
 }
 
 // Reset is for a success.
@@ -62,18 +68,27 @@ func (c *Client) stop(err error) {
 	// A tenth more, at random: a fleet that was refused together does not come back together.
 	c.stoppedUntil = time.Now().Add(max(slow, p.RetryAfter) + rand.N(slow/10+1))
 	c.stopped = p
+	c.kick()
 }
 
 // silence returns the refusal that is still to be obeyed, with the time that is left.
 func (c *Client) silence() error {
+	if p, left := c.silent(); left > 0 {
+		return p
+	}
+	return nil
+}
+
+// silent returns the refusal that is still to be obeyed and the time that is left, 0 when there is none.
+func (c *Client) silent() (*Problem, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	left := time.Until(c.stoppedUntil)
 	if c.stopped == nil || left <= 0 {
 		c.stopped = nil
-		return nil
+		return nil, 0
 	}
 	p := *c.stopped
 	p.RetryAfter = left
-	return &p
+	return &p, left
 }

@@ -1,6 +1,7 @@
-// Package link is the device's end of the link: HTTPS with mutual TLS to the one server that the
+// Package link is the device's end of the link: MQTT or HTTPS with mutual TLS to the one server that the
 // enrollment token names. It speaks, and judges nothing but what belongs to the transport: pins, sizes,
-// times and status codes.
+// times and status codes. Callers need not know by which way a message travels (see Way); Client.Run keeps
+// the device connected.
 package link
 
 import (
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -52,13 +54,33 @@ type Config struct {
 	// Now is the clock that certificates are judged by; nil means time.Now. The agent passes its
 	// clock that never runs backwards.
 	Now func() time.Time
-	// Seen is called with the server's clock after each authenticated answer; may be nil.
+	// Seen is called with the server's clock after each authenticated answer, with zero when the answer
+	// does not tell it; may be nil.
 	Seen func(serverTime time.Time)
 	// SlowRetry is how long the client keeps silent after a refusal that only people can lift (see
 	// Stopped); 0 means an hour. Another identity or trust ends the silence.
 	SlowRetry time.Duration
 	// Dial replaces the net's dialer; nil keeps it. Simulated devices have a net of their own.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// The following matter while Run runs.
+
+	Mode Mode // "" means ModeAuto
+	// KeepAlive is the time without a word after which an MQTT connection is tested; 0 means five minutes.
+	// The server may ask for less.
+	KeepAlive time.Duration
+	// Retry bounds the waits between attempts to connect; zero values mean 1 s to 5 min.
+	Retry Backoff
+	// Better bounds the waits before a better way is tried again; zero values mean 15 min to 6 h.
+	Better Backoff
+	// Remembered is the way that Remember was called with before the last start; "" means none.
+	Remembered string
+	// Remember is called when another way turns out to work; nil forgets.
+	Remember func(via string)
+	// Commands gets commands that the server gives, the same ones any number of times; it returns at once.
+	// nil leaves them with the server.
+	Commands func([]wire.RemoteCommand)
+	Log      *slog.Logger // nil discards
 }
 
 // Client talks to one server as one device. It is safe for use by several goroutines. HTTP/2 carries
@@ -71,9 +93,25 @@ type Client struct {
 	roots     *x509.CertPool
 	identity  *tls.Certificate
 	transport *http.Transport // of roots and identity; nil until there are roots
+	tls       *tls.Config     // of the same; its session cache serves MQTT and HTTPS
+	// generation counts identities and trusts: a stream of a former one is replaced.
+	generation int
 
 	stopped      *Problem // the refusal that is obeyed until stoppedUntil
 	stoppedUntil time.Time
+
+	way      way
+	moved    chan struct{}           // closed when way has changed
+	cutPoll  context.CancelCauseFunc // ends the poll that is under way
+	pace     time.Duration           // between two reports; 0 while it is not known
+	asked    time.Time               // when the desired state was last asked for by HTTPS
+	reported bool                    // since then
+	told     int64                   // the highest epoch that an answer to a report has named
+	news     chan struct{}           // closed when reported or told change
+	resting  *time.Timer             // closes idle HTTPS connections
+
+	kicked     chan struct{} // capacity 1: Run is to look again
+	remembered string        // only Run's goroutine uses it
 }
 
 // New checks the server's address. Plain http is refused.
@@ -88,13 +126,27 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Client{cfg: cfg, base: base}, nil
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Mode, err = ParseMode(string(cfg.Mode)); err != nil {
+		return nil, err
+	}
+	return newClient(cfg, base), nil
+}
+
+func newClient(cfg Config, base *url.URL) *Client {
+	return &Client{
+		cfg: cfg, base: base, way: way{off: true}, told: Whole, remembered: cfg.Remembered,
+		moved: make(chan struct{}), news: make(chan struct{}), kicked: make(chan struct{}, 1),
+	}
 }
 
 // Server is the address that the client talks to.
 func (c *Client) Server() string { return c.base.String() }
 
-// UseTrust pins the link to the document's roots. Connections made before are closed.
+// UseTrust pins the link to the document's roots. Connections made before are closed; an MQTT connection
+// once there is a new one.
 func (c *Client) UseTrust(trust wire.Trust) error {
 	pool := x509.NewCertPool()
 	for i, text := range trust.LinkRoots {
@@ -113,7 +165,7 @@ func (c *Client) UseTrust(trust wire.Trust) error {
 }
 
 // UseIdentity presents the certificate from now on; nil presents none. Connections made with the
-// former one are closed when their requests end.
+// former one are closed when their requests end; an MQTT connection once there is a new one.
 func (c *Client) UseIdentity(identity *tls.Certificate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -126,15 +178,21 @@ func (c *Client) UseIdentity(identity *tls.Certificate) {
 func (c *Client) Probe(identity *tls.Certificate) *Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &Client{cfg: c.cfg, base: c.base, roots: c.roots, identity: identity}
+	cfg := c.cfg
+	cfg.Commands, cfg.Remember = nil, nil
+	p := newClient(cfg, c.base)
+	p.roots, p.identity = c.roots, identity
 	p.reconnect()
 	return p
 }
 
-// Close ends idle connections.
+// Close ends idle connections. Run has ended before.
 func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.resting != nil {
+		c.resting.Stop()
+	}
 	if c.transport != nil {
 		c.transport.CloseIdleConnections()
 	}
@@ -145,8 +203,10 @@ func (c *Client) reconnect() {
 	if c.transport != nil {
 		c.transport.CloseIdleConnections()
 	}
-	c.transport = nil
+	c.transport, c.tls = nil, nil
 	c.stopped = nil
+	c.generation++
+	defer c.kick()
 	if c.roots == nil {
 		return
 	}
@@ -162,7 +222,8 @@ func (c *Client) reconnect() {
 		// authorities that the server names, and the refusal would then hide the cause.
 		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return identity, nil }
 	}
-	c.transport = c.newTransport(tlsConfig)
+	c.tls = tlsConfig
+	c.transport = c.newTransport(tlsConfig.Clone()) // which adds its own protocols
 }
 
 func (c *Client) newTransport(tlsConfig *tls.Config) *http.Transport {
@@ -211,6 +272,7 @@ func (c *Client) do(ctx context.Context, r request) (answer, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	defer c.rest()
 	res, err := c.send(ctx, r)
 	if err != nil {
 		return answer{}, err
@@ -260,10 +322,15 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", r.method, c.base.Host, err)
 	}
-	if at, err := http.ParseTime(res.Header.Get("Date")); err == nil && c.cfg.Seen != nil {
+	at, _ := http.ParseTime(res.Header.Get("Date")) // zero when it does not tell
+	c.seen(at)
+	return res, nil
+}
+
+func (c *Client) seen(at time.Time) {
+	if c.cfg.Seen != nil {
 		c.cfg.Seen(at)
 	}
-	return res, nil
 }
 
 func (c *Client) build(ctx context.Context, r request) (*http.Request, error) {

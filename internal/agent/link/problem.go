@@ -59,11 +59,16 @@ func StatusOf(err error) int {
 // NotFound tells whether the server answered that it has no such thing.
 func NotFound(err error) bool { return StatusOf(err) == http.StatusNotFound }
 
-// RetryAfter returns the wait that the server asked for, or 0.
+// RetryAfter returns the wait that the server asked for, or that is left to the next attempt to connect,
+// or 0.
 func RetryAfter(err error) time.Duration {
 	var p *Problem
 	if errors.As(err, &p) {
 		return p.RetryAfter
+	}
+	var lost *lostError
+	if errors.As(err, &lost) {
+		return lost.retryAfter()
 	}
 	return 0
 }
@@ -73,6 +78,15 @@ const maxRetryAfter = 24 * time.Hour
 
 // maxProblemBytes bounds the body of a refusal.
 const maxProblemBytes = 16 << 10
+
+// problemFrom is a refusal that came by MQTT.
+func problemFrom(p wire.Problem) *Problem {
+	wait := min(time.Duration(max(0, p.RetryAfterSeconds))*time.Second, maxRetryAfter)
+	if p.Title == "" {
+		p.Title = http.StatusText(p.Status)
+	}
+	return &Problem{Problem: p, RetryAfter: wait}
+}
 
 // problemOf reads a refusal. A body that is no problem document (a proxy's page) is left out.
 func problemOf(res *http.Response, body []byte, now time.Time) *Problem {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"steward/internal/agent/host"
+	"steward/internal/agent/journal"
 	"steward/internal/wire"
 )
 
@@ -28,9 +29,10 @@ const (
 	factsInterval = 5 * time.Minute
 )
 
-// Sender sends an OTLP/JSON request to the server.
+// Sender sends to the server; nil means that it has been stored there.
 type Sender interface {
-	PostMetrics(ctx context.Context, body []byte) error
+	PostMetrics(ctx context.Context, body []byte) error // an OTLP/JSON request
+	PostEvent(ctx context.Context, e wire.DeviceEvent) error
 }
 
 // Recorder is a host that has measured before the agent ran, oldest first. Simulated ones do, so that
@@ -43,7 +45,9 @@ type Recorder interface {
 type Config struct {
 	Host   host.Host
 	Sender Sender
-	Device string // the device's ID, an attribute of the metrics' resource
+	// Journal keeps events over restarts; nil keeps them in memory.
+	Journal *journal.Journal
+	Device  string // the device's ID, an attribute of the metrics' resource
 	// Now is the agent's clock, which the server has set right: metrics carry it.
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -62,14 +66,22 @@ type Room struct {
 	reported map[wire.Section]any
 	problem  string
 	ring     ring
+	events   eventQueue
+	eventful chan struct{} // capacity 1: there is an event to send
 }
 
-// New returns the room; nothing is read before Run.
+// New returns the room; of the machine nothing is read before Run.
 func New(cfg Config) *Room {
 	if cfg.FactsInterval == 0 {
 		cfg.FactsInterval = factsInterval
 	}
-	return &Room{cfg: cfg, changed: make(chan struct{}), reported: map[wire.Section]any{}, ring: newRing()}
+	r := &Room{cfg: cfg, changed: make(chan struct{}), reported: map[wire.Section]any{}, ring: newRing(), eventful: make(chan struct{}, 1)}
+	if cfg.Journal != nil {
+		if _, err := cfg.Journal.Get(keyEvents, &r.events); err != nil {
+			cfg.Log.Warn("stored events are lost", "error", err)
+		}
+	}
+	return r
 }
 
 // Name of the room.
@@ -190,6 +202,7 @@ func (r *Room) Run(ctx context.Context) error {
 	r.recall()
 	r.measure(ctx) // rates need a first sample; what needs none is shown soon after the start
 	r.send(ctx)
+	r.sendEvents(ctx)
 	nextFacts := r.cfg.Now().Add(r.cfg.FactsInterval)
 	for {
 		r.mu.Lock()
@@ -204,6 +217,10 @@ func (r *Room) Run(ctx context.Context) error {
 		case <-changed:
 			timer.Stop()
 			continue
+		case <-r.eventful:
+			timer.Stop()
+			r.sendEvents(ctx)
+			continue
 		case <-timer.C:
 		}
 		if now := r.cfg.Now(); !now.Before(nextFacts) {
@@ -212,6 +229,7 @@ func (r *Room) Run(ctx context.Context) error {
 		}
 		r.measure(ctx)
 		r.send(ctx)
+		r.sendEvents(ctx)
 	}
 }
 
@@ -237,8 +255,9 @@ func (r *Room) measure(ctx context.Context) {
 		return
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.ring.add(r.cfg.Now(), metrics)
+	r.mu.Unlock()
+	r.watchDisks(metrics)
 }
 
 // send sends what is buffered, oldest first. What was acknowledged leaves the buffer; on an error the
@@ -306,7 +325,7 @@ func (r *Room) Sanitize(context.Context) []wire.SanitizedItem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	samples := r.ring.len()
-	r.ring = newRing()
+	r.ring, r.events = newRing(), eventQueue{} // the journal goes as a whole
 	r.reported = map[wire.Section]any{}
 	return []wire.SanitizedItem{{
 		What: fmt.Sprintf("metrics buffer (%d measurements) and inventory caches in memory", samples), Technique: "release of memory", Result: "destroyed",

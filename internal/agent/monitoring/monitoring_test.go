@@ -26,6 +26,17 @@ type sender struct {
 	mu     sync.Mutex
 	fail   error
 	bodies [][]byte
+	events []wire.DeviceEvent
+}
+
+func (s *sender) PostEvent(_ context.Context, e wire.DeviceEvent) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return s.fail
+	}
+	s.events = append(s.events, e)
+	return nil
 }
 
 func (s *sender) PostMetrics(_ context.Context, body []byte) error {

@@ -1,0 +1,437 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"steward/internal/mqtt"
+	"steward/internal/wire"
+)
+
+// errUnfit: what answers on this way is not MQTT.
+var errUnfit = errors.New("this way does not work")
+
+// trouble is what came of an attempt to connect.
+type trouble int
+
+const (
+	unreachable trouble = iota // the network or the server fails, whatever the way: try again later
+	doubtful                   // it may be the way, or the server that is starting
+	unfit                      // the way can't work: take another
+	unwanted                   // the server does not want this device: ask why by HTTPS
+)
+
+// doubts is how often in a row a way may fail without a clear cause before HTTPS is asked whether it is
+// the way.
+const doubts = 2
+
+// keeper keeps the device connected. Only Client.Run's goroutine uses it.
+//
+//	             ┌────────── lost, refused for now: random wait ─────────┐
+//	start ──► MQTT (ALPN) ──unfit──► MQTT in WebSocket ──unfit──► HTTPS ─┘
+//	             ▲    a better way is tried again after 15 min to 6 h │
+//	             └────────────────────────────────────────────────────┘
+//
+// A way is given up only when HTTPS has answered, so that an outage moves nobody.
+type keeper struct {
+	c      *Client
+	stream *stream
+	retry  Backoff
+	slow   Backoff
+	doubt  map[string]int // failures without a clear cause in a row, by way
+	better time.Time      // when a better way than the present one is tried; zero: at once
+	fallen bool           // HTTPS is used because MQTT can't be had
+	slot   int            // of the present or the last stream
+	window time.Duration  // the server's, for the wait after a loss
+}
+
+// Run keeps the device connected until ctx ends; without it, and after it, everything travels by HTTPS. It
+// returns nil.
+func (c *Client) Run(ctx context.Context) error {
+	k := &keeper{c: c, retry: c.cfg.Retry, slow: c.cfg.Better, doubt: map[string]int{}}
+	if k.slow.Least == 0 {
+		k.slow.Least = 15 * time.Minute
+	}
+	if k.slow.Most == 0 {
+		k.slow.Most = 6 * time.Hour
+	}
+	if c.cfg.Mode != ModeMQTT && c.cfg.Remembered != "" && c.cfg.Remembered != ViaMQTT {
+		k.better = time.Now().Add(k.slow.Next(nil))
+		if k.fallen = c.cfg.Remembered == ViaHTTPS; k.fallen {
+			c.travel(way{https: true, err: errors.New("MQTT did not work before the last start")})
+		}
+	}
+	for ctx.Err() == nil {
+		k.step(ctx)
+	}
+	k.drop()
+	c.travel(way{off: true})
+	return nil
+}
+
+// step does one thing and waits for what calls for the next.
+func (k *keeper) step(ctx context.Context) {
+	c := k.c
+	if why := c.whyHTTPS(); why != nil {
+		c.travel(way{https: true, err: why})
+		k.drop()
+		c.await(ctx, untilKicked, nil)
+		return
+	}
+	if p, left := c.silent(); left > 0 { // requests by HTTPS are refused with it, without contact
+		c.travel(way{https: true, err: p})
+		k.drop()
+		c.await(ctx, left, nil)
+		return
+	}
+	switch left := time.Until(k.better); {
+	case k.stream != nil:
+		k.hold(ctx)
+	case k.fallen && left > 0:
+		c.await(ctx, left, nil)
+	default:
+		k.connect(ctx)
+	}
+}
+
+// connect makes one attempt.
+func (k *keeper) connect(ctx context.Context) {
+	c := k.c
+	if !k.fallen {
+		c.travel(way{trying: true})
+	}
+	s, err := k.attempt(ctx, k.ways())
+	switch {
+	case err == nil:
+		k.take(s)
+	case ctx.Err() != nil:
+	case k.fallen:
+		k.better = time.Now().Add(k.slow.Next(err))
+		c.travel(way{https: true, err: err})
+	default:
+		k.failed(ctx, err)
+	}
+}
+
+// ways lists what is tried now, the best first.
+func (k *keeper) ways() []string {
+	if !k.fallen && time.Now().Before(k.better) { // WebSocket is what worked last
+		return []string{ViaWebSocket, ViaMQTT}
+	}
+	return []string{ViaMQTT, ViaWebSocket}
+}
+
+// attemptError is a failed attempt.
+type attemptError struct {
+	kind trouble
+	via  string
+	err  error
+}
+
+func (e *attemptError) Error() string {
+	return map[string]string{ViaMQTT: "MQTT", ViaWebSocket: "MQTT in a WebSocket"}[e.via] + ": " + e.err.Error()
+}
+
+func (e *attemptError) Unwrap() error { return e.err }
+
+// attempt tries the ways in order. It goes on to the next one only when the way itself is at fault.
+func (k *keeper) attempt(ctx context.Context, ways []string) (*stream, error) {
+	var last *attemptError
+	var why []string
+	for _, via := range ways {
+		s, err := k.c.connectBy(ctx, via, k.freeSlot())
+		if err == nil {
+			k.doubt[via] = 0
+			return s, nil
+		}
+		last = &attemptError{kindOf(err), via, err}
+		k.c.cfg.Log.Debug("not connected", "via", via, "error", err)
+		if last.kind == doubtful {
+			k.doubt[via]++
+		}
+		if last.kind == unreachable || last.kind == unwanted || ctx.Err() != nil || last.kind == doubtful && k.doubt[via] < doubts {
+			return nil, last
+		}
+		if last.kind == doubtful {
+			if asked := k.c.askWhy(ctx); asked != nil {
+				return nil, &attemptError{unreachable, via, err}
+			}
+		}
+		k.doubt[via] = 0
+		why = append(why, last.Error())
+	}
+	last.kind, last.err = unfit, errors.New(strings.Join(why, "; "))
+	return nil, last
+}
+
+// freeSlot is a client ID that no living connection of ours has.
+func (k *keeper) freeSlot() int {
+	if k.stream != nil {
+		return 1 - k.stream.slot
+	}
+	return k.slot // the server may not know yet that the lost one is lost
+}
+
+// connectBy opens one connection up to its subscription.
+func (c *Client) connectBy(ctx context.Context, via string, slot int) (*stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c.mu.Lock()
+	generation, ready := c.generation, c.tls != nil
+	c.mu.Unlock()
+	if !ready {
+		return nil, &unreachableError{ErrNoTrust}
+	}
+	conn, err := c.open(ctx, via)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.begin(ctx, conn, via, slot)
+	if err != nil {
+		return nil, err
+	}
+	s.generation, s.began = generation, time.Now()
+	return s, nil
+}
+
+// kindOf judges the error of connectBy.
+func kindOf(err error) trouble {
+	var (
+		lost    *unreachableError
+		reason  *mqtt.ReasonError
+		packet  *mqtt.PacketError
+		problem *Problem
+		remote  *net.OpError
+		verify  *tls.CertificateVerificationError
+		record  tls.RecordHeaderError
+		invalid x509.CertificateInvalidError
+	)
+	switch {
+	case errors.Is(err, errNoPath), errors.Is(err, errUnfit), errors.Is(err, errSocket), errors.As(err, &packet):
+		return unfit
+	case errors.As(err, &lost), errors.As(err, &verify), errors.As(err, &record), errors.As(err, &invalid):
+		return unreachable // HTTPS would fail in the same way
+	case errors.As(err, &reason):
+		return kindOfReason(reason.Reason)
+	case errors.As(err, &problem):
+		return kindOfStatus(problem.Status)
+	case errors.As(err, &remote) && remote.Op == "remote error": // a TLS alert; package tls keeps its number to itself
+		if strings.Contains(err.Error(), "no application protocol") { // RFC 7301, section 3.2
+			return unfit
+		}
+		return unwanted
+	}
+	return doubtful
+}
+
+func kindOfReason(r mqtt.Reason) trouble {
+	switch r {
+	case mqtt.UnsupportedVersion, mqtt.ProtocolError, mqtt.MalformedPacket, mqtt.ImplementationError, mqtt.TopicFilterInvalid, mqtt.WildcardsNotSupported:
+		return unfit
+	case mqtt.NotAuthorized, mqtt.BadUserOrPassword, mqtt.BadAuthentication, mqtt.Banned, mqtt.ClientIDInvalid, mqtt.QuotaExceeded, mqtt.SessionTakenOver:
+		return unwanted
+	}
+	return unreachable // busy, starting, shutting down
+}
+
+func kindOfStatus(status int) trouble {
+	switch status {
+	case 401, 403:
+		return unwanted
+	case 429, 500, 502, 503, 504:
+		return unreachable
+	}
+	return unfit
+}
+
+// failed decides what to do after an attempt when nothing works just now.
+func (k *keeper) failed(ctx context.Context, err error) {
+	c := k.c
+	var failed *attemptError
+	if errors.As(err, &failed) && (failed.kind == unfit || failed.kind == unwanted) {
+		asked := c.askWhy(ctx)
+		if _, left := c.silent(); left > 0 || ctx.Err() != nil {
+			return // the next step obeys
+		}
+		if asked == nil && c.cfg.Mode != ModeMQTT {
+			k.settle(err)
+			return
+		}
+		if asked != nil {
+			err = errors.Join(err, asked)
+		}
+	}
+	k.pause(ctx, err)
+}
+
+// settle goes over to HTTPS, until a better way is tried again.
+func (k *keeper) settle(err error) {
+	k.fallen, k.better = true, time.Now().Add(k.slow.Next(nil))
+	k.c.cfg.Log.Info("messages travel by HTTPS", "because", err, "again_in", time.Until(k.better).Round(time.Second))
+	k.c.travel(way{https: true, err: err})
+	k.c.remember(ViaHTTPS)
+	k.retry.Reset()
+}
+
+// pause waits a random time before the next attempt: up to what the server has asked for, or growing with
+// each failure, over the whole range, since a fleet that was cut off together must not come together.
+func (k *keeper) pause(ctx context.Context, err error) {
+	window := k.window
+	if told := windowIn(err); told > 0 {
+		window = told
+	}
+	wait := max(k.retry.jitter(window), RetryAfter(err))
+	k.c.cfg.Log.Debug("connecting again", "because", err, "in", wait.Round(time.Millisecond))
+	k.c.travel(way{err: err, next: time.Now().Add(wait)})
+	k.c.await(ctx, wait, nil)
+}
+
+// take makes the stream the one that messages travel by, and ends the former one in good order.
+func (k *keeper) take(s *stream) {
+	old := k.stream
+	k.stream, k.slot, k.fallen = s, s.slot, false
+	k.window = time.Duration(s.window) * time.Second
+	if s.via == ViaMQTT {
+		k.slow.Reset()
+		k.better = time.Time{}
+	} else if !time.Now().Before(k.better) {
+		k.better = time.Now().Add(k.slow.Next(nil))
+	}
+	k.c.cfg.Log.Info("connected", "via", s.via, "keep_alive", s.client.Connack().KeepAlive)
+	k.c.travel(way{stream: s})
+	k.c.remember(s.via)
+	k.c.rest()
+	if old != nil {
+		old.finish()
+	}
+}
+
+// drop ends the stream.
+func (k *keeper) drop() {
+	if k.stream != nil {
+		k.stream.finish()
+		k.stream = nil
+	}
+}
+
+// hold waits while the stream lives: for its end, another identity, another mode, the time to try a better
+// way.
+func (k *keeper) hold(ctx context.Context) {
+	s := k.stream
+	left := time.Until(k.better)
+	renewed := s.generation != k.c.currentGeneration()
+	switch {
+	case s.client.Err() != nil:
+	case renewed:
+		k.replace(ctx, []string{s.via})
+		return
+	case s.via != ViaMQTT && left <= 0:
+		k.replace(ctx, []string{ViaMQTT})
+		return
+	default:
+		if s.via == ViaMQTT {
+			left = untilKicked
+		}
+		k.c.await(ctx, left, s.client.Done())
+	}
+	select {
+	case <-s.client.Done():
+		k.lost(ctx, s.ended())
+	default:
+	}
+}
+
+// replace connects anew before it ends the present connection, which stays when that fails.
+func (k *keeper) replace(ctx context.Context, ways []string) {
+	s, err := k.attempt(ctx, ways)
+	switch {
+	case err == nil:
+		k.take(s)
+	case ctx.Err() != nil:
+	case k.stream.generation != k.c.currentGeneration(): // after a renewal it does not wait for long
+		k.c.await(ctx, max(k.retry.jitter(0), RetryAfter(err)), k.stream.client.Done())
+	default:
+		k.better = time.Now().Add(k.slow.Next(nil))
+	}
+}
+
+// steady is how long a connection must have lived for its loss not to count as a failure.
+const steady = time.Minute
+
+// lost decides what to do after the stream has ended.
+func (k *keeper) lost(ctx context.Context, err error) {
+	s := k.stream
+	k.stream = nil
+	if time.Since(s.began) > steady {
+		k.retry.Reset()
+	}
+	k.c.cfg.Log.Info("connection lost", "via", s.via, "error", err)
+	var reason *mqtt.ReasonError
+	if errors.As(err, &reason) {
+		switch reason.Reason {
+		case mqtt.SessionTakenOver:
+			// Another agent has this identity. Two that take each other's place would do so for ever.
+			if k.c.cfg.Mode != ModeMQTT {
+				k.settle(fmt.Errorf("another agent connects with this device's identity: %w", err))
+				return
+			}
+		case mqtt.NotAuthorized, mqtt.Banned, mqtt.AdministrativeAction:
+			// A renewal that is under way says so by itself; else the server is asked why.
+			moment := k.retry
+			k.c.travel(way{err: err, next: time.Now()})
+			if k.c.await(ctx, moment.jitter(0), nil) {
+				return
+			}
+			_ = k.c.askWhy(ctx) // a refusal for good is obeyed by the next step, anything else by the next attempt
+			if _, left := k.c.silent(); left > 0 {
+				return
+			}
+		}
+	}
+	k.pause(ctx, err)
+}
+
+// askWhy asks by HTTPS what the server thinks of this device. nil means that HTTPS works, be the answer a
+// refusal or not; a refusal for good is remembered (see stop).
+func (c *Client) askWhy(ctx context.Context) error {
+	_, err := c.desired(ctx, 0, 0)
+	if StatusOf(err) != 0 && StatusOf(err) < 500 || errors.Is(err, ErrNotModified) {
+		return nil
+	}
+	return err
+}
+
+// windowOf reads wire.UserPropertyReconnect, at most an hour.
+func windowOf(list []mqtt.UserProperty) int64 {
+	n, err := strconv.ParseInt(mqtt.Property(list, wire.UserPropertyReconnect), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return min(max(0, n), 3600)
+}
+
+func windowIn(err error) time.Duration {
+	var reason *mqtt.ReasonError
+	if !errors.As(err, &reason) {
+		return 0
+	}
+	return time.Duration(windowOf(reason.UserProperties)) * time.Second
+}
+
+// jitter returns a wait of 0 to the doubling bound of the back-off, or to the window if that is longer.
+func (b *Backoff) jitter(window time.Duration) time.Duration {
+	bound := max(b.bound(), window)
+	return rand.N(bound + 1)
+}
+
+// known tells whether the text names a way.
+func known(via string) bool { return slices.Contains([]string{ViaMQTT, ViaWebSocket, ViaHTTPS}, via) }
