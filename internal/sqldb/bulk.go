@@ -2,6 +2,7 @@ package sqldb
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -26,6 +27,21 @@ func (d Dialect) Among(column string, nums []int64) (condition string, arg any) 
 		list = strconv.AppendInt(list, n, 10)
 	}
 	return column + " IN (SELECT value FROM json_each(?))", string(append(list, ']'))
+}
+
+// AmongTexts is Among for texts.
+func (d Dialect) AmongTexts(column string, texts []string) (condition string, arg any) {
+	if texts == nil {
+		texts = []string{}
+	}
+	if d == Postgres {
+		return column + " = ANY(CAST(? AS TEXT[]))", texts
+	}
+	list, err := json.Marshal(texts)
+	if err != nil {
+		panic(err) // strings can always be encoded
+	}
+	return column + " IN (SELECT value FROM json_each(?))", string(list)
 }
 
 // Column is one column of the table of values of ExecRows: a []int64 or a []string.

@@ -54,6 +54,16 @@ func TestAmongFindsExactlyTheNumbers(t *testing.T) {
 			if err != nil || !slices.Equal(got, want) {
 				t.Errorf("among %v: %v, %v", nums, got, err)
 			}
+			var texts []string
+			for _, n := range nums {
+				texts = append(texts, fmt.Sprintf("%d'\"<é", n))
+			}
+			condition, arg = db.Dialect().AmongTexts("s", texts)
+			q = sqldb.NewQuery(`SELECT s FROM (SELECT '3''"<é' AS s UNION SELECT '7''"<é') x WHERE `+condition, arg)
+			found, err := sqldb.Collect(context.Background(), db, sqldb.Value[string], q.SQL(), q.Args()...)
+			if err != nil || len(found) != min(len(want), 1) || len(found) == 1 && found[0] != texts[0] {
+				t.Errorf("among %q: %q, %v", texts, found, err)
+			}
 		}
 	})
 }

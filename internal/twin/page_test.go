@@ -63,7 +63,7 @@ func site(t *testing.T) (h *house, get func(path string) (int, string), panels [
 	}, panels
 }
 
-func document(t *testing.T, v any) string {
+func document(t testing.TB, v any) string {
 	t.Helper()
 	b, err := wire.Canonical(v)
 	if err != nil {
@@ -80,12 +80,12 @@ func talk(h *house) {
 		many.Packages = append(many.Packages, wire.Package{Manager: "dpkg", Name: fmt.Sprintf("lib%03d", i), Version: "1"})
 	}
 	docs := map[wire.Section]string{
-		wire.SectionInventory: document(h.T, wire.Inventory{Hostname: "<script>", Architecture: "arm64", Disks: []wire.Disk{{Device: "/dev/sda", SizeBytes: 1 << 30}},
+		wire.SectionInventory: document(h.TB, wire.Inventory{Hostname: "<script>", Architecture: "arm64", Disks: []wire.Disk{{Device: "/dev/sda", SizeBytes: 1 << 30}},
 			Interfaces: []wire.Interface{{Name: "eth0", Up: true, Addresses: []string{"10.0.0.1/24", "fe80::1/64"}}}, Unavailable: []wire.Missing{{What: "TPM", Reason: "not root"}}}),
-		wire.SectionPackages: document(h.T, many),
-		wire.SectionServices: document(h.T, wire.Services{Manager: "systemd", Services: []wire.Service{{Name: "zz", State: "running"}, {Name: "sshd", State: "failed"}}}),
-		wire.SectionAgent:    document(h.T, wire.AgentReported{Version: "1.2.3", User: "steward", Problems: []string{"envelope refused"}}),
-		wire.SectionUpdate:   document(h.T, wire.UpdateReported{}),
+		wire.SectionPackages: document(h.TB, many),
+		wire.SectionServices: document(h.TB, wire.Services{Manager: "systemd", Services: []wire.Service{{Name: "zz", State: "running"}, {Name: "sshd", State: "failed"}}}),
+		wire.SectionAgent:    document(h.TB, wire.AgentReported{Version: "1.2.3", User: "steward", Problems: []string{"envelope refused"}}),
+		wire.SectionUpdate:   document(h.TB, wire.UpdateReported{}),
 	}
 	h.set(1, wire.SectionUpdate, wire.UpdateDesired{})
 	h.report(unit(1), (&agent{boot: "b", instance: "i"}).next(true, docs))

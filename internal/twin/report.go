@@ -42,29 +42,118 @@ func (s *Service) Report(ctx context.Context, d device.Device, r wire.Report) (w
 	if s.cfg.Interval != nil {
 		answer.IntervalSeconds = max(1, int(s.cfg.Interval(ctx, d)/time.Second))
 	}
-	now, err := s.read(ctx, d.Num)
-	if err != nil {
+	call := &reportCall{device: d, report: r, started: s.now()}
+	epoch, is := s.seen.answer(d, r, call.started)
+	if is == sameSeen && s.quietly() {
+		call.epoch, call.contact = epoch, true
+	} else if err := s.settle(ctx, call, is); err != nil {
 		return wire.ReportAnswer{}, fmt.Errorf("report of %s: %w", d.ID, err)
 	}
-	if now.unchangedBy(r) && (s.cfg.ContactUnchanged != nil || s.cfg.Contact == nil) {
-		if s.cfg.ContactUnchanged != nil && r.Sequence >= now.session.sequence {
-			s.cfg.ContactUnchanged(d, r)
-		}
-	} else {
-		err = s.db.Write(ctx, func(tx *sqldb.Tx) (err error) {
-			now, err = s.take(ctx, tx, d, r)
-			return err
-		})
-		if err != nil {
-			return wire.ReportAnswer{}, fmt.Errorf("report of %s: %w", d.ID, err)
-		}
+	if call.contact && s.cfg.ContactUnchanged != nil {
+		s.cfg.ContactUnchanged(d, r)
 	}
-	answer.Missing, answer.Epoch, answer.Time = now.missing(r), now.epoch, s.now().UTC()
+	answer.Missing, answer.Epoch, answer.Time = call.missing, call.epoch, s.now().UTC()
 	return answer, nil
 }
 
+// quietly tells whether a report that changes nothing needs no transaction.
+func (s *Service) quietly() bool { return s.cfg.ContactUnchanged != nil || s.cfg.Contact == nil }
+
+// reportCall is a report on its way to the database, and what comes of it.
+type reportCall struct {
+	device  device.Device
+	report  wire.Report
+	started time.Time
+	outcome
+
+	alone    bool            // it has to be taken in a transaction of its own
+	behind   <-chan struct{} // closed when another report of the device, which has to be taken first, is done
+	finished chan struct{}   // to be closed when this one is done; nil when nobody waits for it
+}
+
+// outcome is what a report's answer needs to know.
+type outcome struct {
+	missing []wire.Hash
+	epoch   int64
+	settled bool        // it is done
+	contact bool        // Config.ContactUnchanged is to be told
+	left    *seenDevice // what may be remembered
+}
+
+// settle has the report compared with the database and, unless it changes nothing, taken: together with
+// others where that makes no difference, else by itself.
+func (s *Service) settle(ctx context.Context, call *reportCall, is memory) error {
+	under := s.seen.begin(call.device.Num, call.started)
+	defer func() { s.seen.end(under, call.left) }()
+	if !s.quietly() {
+		return s.takeAlone(ctx, call)
+	}
+	if is != newsSeen {
+		if err := s.looks.do(ctx, call); err != nil || call.settled {
+			return err
+		}
+	}
+	if err := s.takes.do(ctx, call); err != nil || call.settled {
+		return err
+	}
+	if call.finished != nil {
+		defer close(call.finished)
+	}
+	if call.behind != nil {
+		<-call.behind
+	}
+	return s.takeAlone(ctx, call)
+}
+
+// look settles the reports that change nothing, without a transaction.
+func (s *Service) look(ctx context.Context, calls []*call[*reportCall]) {
+	all, err := pictures(ctx, s.db, numsOf(calls), false)
+	for _, c := range calls {
+		if c.err = err; err != nil {
+			continue
+		}
+		if p := all[c.item.device.Num]; p.unchangedBy(c.item.report) {
+			c.item.outcome = s.unchanged(c.item, p)
+		}
+	}
+}
+
+// unchanged is the outcome of a report that says what is stored.
+func (s *Service) unchanged(call *reportCall, p *picture) outcome {
+	r := call.report
+	return outcome{
+		settled: true, missing: p.missing(r), epoch: p.epoch,
+		contact: r.Sequence >= p.session.sequence, // else it is a replay
+		left:    s.seen.left(call.device, r, p, call.started),
+	}
+}
+
+// numsOf returns the devices of the calls, each once, in ascending order.
+func numsOf(calls []*call[*reportCall]) []int64 {
+	nums := make([]int64, len(calls))
+	for i, c := range calls {
+		nums[i] = c.item.device.Num
+	}
+	slices.Sort(nums)
+	return slices.Compact(nums)
+}
+
+// takeAlone takes a report in a transaction of its own.
+func (s *Service) takeAlone(ctx context.Context, call *reportCall) error {
+	var p *picture
+	err := s.db.Write(ctx, func(tx *sqldb.Tx) (err error) {
+		p, err = s.take(ctx, tx, call.device, call.report)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	call.outcome = outcome{settled: true, missing: p.missing(call.report), epoch: p.epoch, left: s.seen.left(call.device, call.report, p, call.started)}
+	return nil
+}
+
 // unchangedBy tells whether the report says nothing that is not stored already.
-func (p picture) unchangedBy(r wire.Report) bool {
+func (p *picture) unchangedBy(r wire.Report) bool {
 	if p.session.boot != r.Boot || p.session.instance != r.Instance || r.Epoch != p.session.accepted || r.Epoch > p.epoch {
 		return false
 	}
@@ -91,7 +180,7 @@ func (p picture) unchangedBy(r wire.Report) bool {
 }
 
 // sections are those of which anything is stored.
-func (p picture) sections() map[wire.Section]struct{} {
+func (p *picture) sections() map[wire.Section]struct{} {
 	all := map[wire.Section]struct{}{}
 	for s := range p.reported {
 		all[s] = struct{}{}
@@ -103,7 +192,7 @@ func (p picture) sections() map[wire.Section]struct{} {
 }
 
 // missing lists what the device has named and should upload, without repetitions and in a fixed order.
-func (p picture) missing(r wire.Report) []wire.Hash {
+func (p *picture) missing(r wire.Report) []wire.Hash {
 	var out []wire.Hash
 	for section, hash := range r.Sections {
 		if w, waits := p.pending[section]; waits && w.hash == hash {
@@ -115,15 +204,15 @@ func (p picture) missing(r wire.Report) []wire.Hash {
 }
 
 // take brings the stored picture to what the report says, in a transaction.
-func (s *Service) take(ctx context.Context, tx *sqldb.Tx, d device.Device, r wire.Report) (picture, error) {
-	sess, err := lockSession(ctx, tx, d.Num)
-	if err != nil {
-		return picture{}, err
+func (s *Service) take(ctx context.Context, tx *sqldb.Tx, d device.Device, r wire.Report) (*picture, error) {
+	if err := holdSession(ctx, tx, d.Num); err != nil {
+		return nil, err
 	}
-	p, err := s.readWith(ctx, tx, d.Num, sess)
+	all, err := pictures(ctx, tx, []int64{d.Num}, true)
 	if err != nil {
-		return picture{}, err
+		return nil, err
 	}
+	p := all[d.Num]
 	before := p.session.instance
 	worth := p.session.judge(r)
 	now := s.now()
@@ -132,13 +221,15 @@ func (s *Service) take(ctx context.Context, tx *sqldb.Tx, d device.Device, r wir
 		p.session.cloned = now
 	}
 	if worth == fresh {
-		if err := s.takeFresh(ctx, tx, d, r, &p); err != nil {
-			return picture{}, err
+		if err := s.takeFresh(ctx, tx, d, r, p); err != nil {
+			return nil, err
 		}
 		p.session.reportedAt = now
 	}
-	if err := writeSession(ctx, tx, d.Num, p.session, replaceSession); err != nil {
-		return picture{}, err
+	var row sessionRows
+	row.add(d.Num, p.session)
+	if err := row.write(ctx, tx); err != nil {
+		return nil, err
 	}
 	if suspect {
 		return p, s.tellClone(ctx, tx, d, before, r.Instance)
@@ -269,16 +360,25 @@ func (s *Service) adopt(ctx context.Context, tx *sqldb.Tx, d device.Device, sect
 	if err != nil {
 		return fmt.Errorf("store reported section %s: %w", section, err)
 	}
-	if s.cfg.Ledger == nil || !slices.Contains(s.cfg.Recorded, section) {
+	if !s.records(section) {
 		return nil
 	}
+	return s.cfg.Ledger.Append(ctx, tx, s.reportedEvent(d, section, document{hash: hash, size: size}, s.now()))
+}
+
+// records tells whether the ledger hears of changes of a reported section.
+func (s *Service) records(section wire.Section) bool {
+	return s.cfg.Ledger != nil && slices.Contains(s.cfg.Recorded, section)
+}
+
+func (s *Service) reportedEvent(d device.Device, section wire.Section, doc document, now time.Time) ledger.Event {
 	facts := ledger.Facts(struct {
 		Section wire.Section `json:"section"`
 		Hash    wire.Hash    `json:"hash"`
 		Size    int64        `json:"size_bytes"`
-	}{section, hash, size})
-	return s.cfg.Ledger.Append(ctx, tx, ledger.Event{Tenant: d.Tenant, Kind: "twin.reported", Device: d.ID, Subject: string(section),
-		Actor: device.Actor{Kind: device.ActorDevice, ID: string(d.ID), Name: d.DisplayName()}, Data: facts, At: s.now()})
+	}{section, doc.hash, doc.size})
+	return ledger.Event{Tenant: d.Tenant, Kind: "twin.reported", Device: d.ID, Subject: string(section),
+		Actor: device.Actor{Kind: device.ActorDevice, ID: string(d.ID), Name: d.DisplayName()}, Data: facts, At: now}
 }
 
 // maxProblemBytes bounds what is kept of why a document could not be used.
@@ -325,6 +425,8 @@ func (s *Service) Upload(ctx context.Context, d device.Device, hash wire.Hash, b
 	case !json.Valid(body):
 		return fault.Bad("body", "the document is not valid JSON")
 	}
+	under := s.seen.begin(d.Num, s.now())
+	defer s.seen.end(under, nil)
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		sections, err := askedFor(ctx, tx, d.Num, hash)
 		if err != nil || len(sections) == 0 {
@@ -353,7 +455,10 @@ func (s *Service) Upload(ctx context.Context, d device.Device, hash wire.Hash, b
 // askedFor returns the sections for which the document was asked from the device. None and no error:
 // the device has reported it already, so an answer was lost.
 func askedFor(ctx context.Context, tx *sqldb.Tx, num int64, hash wire.Hash) ([]wire.Section, error) {
-	if _, err := lockSession(ctx, tx, num); err != nil {
+	if err := holdSession(ctx, tx, num); err != nil {
+		return nil, err
+	}
+	if _, err := readSessions(ctx, tx, []int64{num}, true); err != nil {
 		return nil, err
 	}
 	sections, err := sectionsOf(ctx, tx, "SELECT section FROM twin_pending WHERE num = $1 AND hash = $2 ORDER BY section", num, hash)

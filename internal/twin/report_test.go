@@ -314,13 +314,20 @@ func TestUnchangedReportOpensNoTransaction(t *testing.T) {
 		h.set(1, "update", "x")
 		a.epoch = 1
 		h.report(unit(1), a.next(false, nil))
-		check("accepted epoch", 1, 0)
+		check("accepted epoch, which concerns no room", 0, 1)
 		if st, err := h.s.State(t.Context(), 1); err != nil || st.Accepted != 1 || !st.AcceptedAt.Equal(start) {
 			t.Errorf("state %+v, %v", st, err)
 		}
 		h.write(func(tx *sqldb.Tx) error { return h.s.ForgetInstance(t.Context(), tx, 1) })
 		h.report(unit(1), a.next(false, nil))
 		check("after enrolling anew", 1, 0)
+		enrolled := unit(1)
+		enrolled.Stage = device.Enrolled
+		a.epoch = 0
+		h.report(enrolled, a.next(false, nil))
+		check("change of a device that is not in service yet", 1, 0)
+		h.report(unit(1), a.next(false, map[wire.Section]string{"services": "{}"}))
+		check("new section", 0, 1)
 	})
 }
 

@@ -24,6 +24,9 @@ type Service struct {
 	envelopes envelopes
 	epochs    together[epochCall]
 	sealing   together[sealCall]
+	looks     together[*reportCall] // read committed state
+	takes     together[*reportCall] // one transaction at a time
+	seen      *seen
 }
 
 // New returns a Service. Run must run for the wake-ups of other nodes and for sweeping.
@@ -38,16 +41,18 @@ func New(cfg Config) *Service {
 		cfg.Recorded = []wire.Section{wire.SectionInventory, wire.SectionPackages}
 	}
 	cfg.EnvelopeLife = cmp.Or(cfg.EnvelopeLife, 24*time.Hour)
-	s := &Service{cfg: cfg, db: cfg.DB, log: cfg.Log, now: cfg.Now, node: device.RandomName(10)}
+	s := &Service{cfg: cfg, db: cfg.DB, log: cfg.Log, now: cfg.Now, node: device.RandomName(10), seen: newSeen()}
 	s.epochs.limit, s.epochs.run = 4*batchLimit, s.readEpochs
 	s.sealing.limit, s.sealing.run = batchLimit, s.sealBatch
+	s.looks.limit, s.looks.run = batchLimit, s.look
+	s.takes.limit, s.takes.run = batchLimit, s.takeTogether
 	return s
 }
 
-// sweepEvery is how often unused documents are looked for.
-const sweepEvery = time.Hour
+// sweepEvery is how often unused documents are looked for: all that is in use has to be read for it.
+const sweepEvery = 6 * time.Hour
 
-// Run listens for the wake-ups of other nodes and sweeps unused documents until ctx ends.
+// Run listens for the wake-ups of other nodes and, on one of them, sweeps unused documents until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	if s.cfg.Bus != nil {
 		cancel, err := s.cfg.Bus.Subscribe(subjectPrefix+"*", s.heard)
@@ -56,6 +61,13 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		defer cancel()
 	}
+	if s.cfg.Once == nil {
+		return s.sweepAlways(ctx)
+	}
+	return s.cfg.Once(ctx, "twin.sweep", s.sweepAlways)
+}
+
+func (s *Service) sweepAlways(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {

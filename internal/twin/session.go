@@ -2,8 +2,6 @@ package twin
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -85,44 +83,87 @@ func (s *session) suspect(now time.Time) bool {
 
 const sessionColumns = "instance, boot, sequence, past, strange, cloned, accepted, accepted_at, reported_at"
 
-// readSession returns an empty session when nobody has reported yet.
-func readSession(ctx context.Context, q sqldb.Reader, num int64, suffix string) (session, error) {
-	var s session
-	var past string
-	err := q.QueryRowContext(ctx, "SELECT "+sessionColumns+" FROM twin_session WHERE num = $1"+suffix, num).
-		Scan(&s.instance, &s.boot, &s.sequence, &past, &s.strange, sqldb.ScanMicros(&s.cloned),
-			&s.accepted, sqldb.ScanMicros(&s.acceptedAt), sqldb.ScanMicros(&s.reportedAt))
-	if errors.Is(err, sql.ErrNoRows) {
-		return session{}, nil
+// readSessions returns a picture with the session, empty when nobody has reported yet, of each device. Rows
+// are locked in the order of the numbers, so that two transactions don't wait for each other.
+func readSessions(ctx context.Context, q reader, nums []int64, lock bool) (map[int64]*picture, error) {
+	out := make(map[int64]*picture, len(nums))
+	for _, num := range nums {
+		out[num] = &picture{reported: map[wire.Section]wire.Hash{}, pending: map[wire.Section]pending{}}
 	}
+	these, arg := q.Dialect().Among("num", nums)
+	query := sqldb.NewQuery("SELECT num, "+sessionColumns+" FROM twin_session WHERE "+these, arg)
+	if lock && q.Dialect() == sqldb.Postgres { // SQLite has one writer: nothing to lock
+		query.Add("ORDER BY num FOR UPDATE")
+	}
+	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
 	if err != nil {
-		return s, fmt.Errorf("read session: %w", err)
+		return nil, fmt.Errorf("read sessions: %w", err)
 	}
-	s.past = strings.Fields(past)
-	return s, nil
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	for rows.Next() {
+		var num int64
+		var s session
+		var past string
+		if err := rows.Scan(&num, &s.instance, &s.boot, &s.sequence, &past, &s.strange, sqldb.ScanMicros(&s.cloned),
+			&s.accepted, sqldb.ScanMicros(&s.acceptedAt), sqldb.ScanMicros(&s.reportedAt)); err != nil {
+			return nil, err
+		}
+		s.past = strings.Fields(past)
+		out[num].session = s
+	}
+	return out, rows.Err()
 }
 
-// lockSession reads the session so that no other report of the device is handled meanwhile.
-func lockSession(ctx context.Context, tx *sqldb.Tx, num int64) (session, error) {
-	if tx.Dialect() == sqldb.SQLite { // one writer: nothing to lock
-		return readSession(ctx, tx, num, "")
+// holdSession makes sure that there is a row of the device's session to lock.
+func holdSession(ctx context.Context, tx *sqldb.Tx, num int64) error {
+	if tx.Dialect() == sqldb.SQLite {
+		return nil
 	}
-	if err := writeSession(ctx, tx, num, session{}, "DO NOTHING"); err != nil { // a row to lock
-		return session{}, err
+	_, err := tx.Exec(ctx, "INSERT INTO twin_session (num, "+sessionColumns+") VALUES ($1, '', '', 0, '', 0, 0, 0, 0, 0) ON CONFLICT (num) DO NOTHING", num)
+	if err != nil {
+		return fmt.Errorf("make session: %w", err)
 	}
-	return readSession(ctx, tx, num, " FOR UPDATE")
+	return nil
 }
 
-const replaceSession = `DO UPDATE SET instance = excluded.instance, boot = excluded.boot, sequence = excluded.sequence,
-	past = excluded.past, strange = excluded.strange, cloned = excluded.cloned, accepted = excluded.accepted,
-	accepted_at = excluded.accepted_at, reported_at = excluded.reported_at`
+// sessionRows are sessions to be written.
+type sessionRows struct {
+	nums, sequence, strange, cloned, accepted, acceptedAt, reportedAt []int64
+	instance, boot, past                                              []string
+}
 
-func writeSession(ctx context.Context, tx *sqldb.Tx, num int64, s session, onConflict string) error {
-	_, err := tx.Exec(ctx, "INSERT INTO twin_session (num, "+sessionColumns+") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (num) "+onConflict,
-		num, s.instance, s.boot, s.sequence, strings.Join(s.past, " "), s.strange, sqldb.Micros(s.cloned),
-		s.accepted, sqldb.Micros(s.acceptedAt), sqldb.Micros(s.reportedAt))
+func (w *sessionRows) add(num int64, s session) {
+	w.nums = append(w.nums, num)
+	w.instance, w.boot, w.past = append(w.instance, s.instance), append(w.boot, s.boot), append(w.past, strings.Join(s.past, " "))
+	w.sequence, w.strange, w.cloned = append(w.sequence, s.sequence), append(w.strange, s.strange), append(w.cloned, sqldb.Micros(s.cloned))
+	w.accepted, w.acceptedAt = append(w.accepted, s.accepted), append(w.acceptedAt, sqldb.Micros(s.acceptedAt))
+	w.reportedAt = append(w.reportedAt, sqldb.Micros(s.reportedAt))
+}
+
+// write stores all columns.
+func (w *sessionRows) write(ctx context.Context, tx *sqldb.Tx) error {
+	_, err := tx.ExecRows(ctx, `INSERT INTO twin_session (num, `+sessionColumns+`) SELECT num, `+sessionColumns+` FROM v WHERE true
+		ON CONFLICT (num) DO UPDATE SET instance = excluded.instance, boot = excluded.boot, sequence = excluded.sequence,
+		past = excluded.past, strange = excluded.strange, cloned = excluded.cloned, accepted = excluded.accepted,
+		accepted_at = excluded.accepted_at, reported_at = excluded.reported_at`,
+		sqldb.Column{Name: "num", Values: w.nums}, sqldb.Column{Name: "instance", Values: w.instance}, sqldb.Column{Name: "boot", Values: w.boot},
+		sqldb.Column{Name: "sequence", Values: w.sequence}, sqldb.Column{Name: "past", Values: w.past}, sqldb.Column{Name: "strange", Values: w.strange},
+		sqldb.Column{Name: "cloned", Values: w.cloned}, sqldb.Column{Name: "accepted", Values: w.accepted},
+		sqldb.Column{Name: "accepted_at", Values: w.acceptedAt}, sqldb.Column{Name: "reported_at", Values: w.reportedAt})
 	if err != nil {
-		return fmt.Errorf("write session: %w", err)
+		return fmt.Errorf("write sessions: %w", err)
+	}
+	return nil
+}
+
+// advance stores how far known speakers have come: what most reports change of a session.
+func (w *sessionRows) advance(ctx context.Context, tx *sqldb.Tx) error {
+	_, err := tx.ExecRows(ctx, `UPDATE twin_session SET sequence = v.sequence, accepted = v.accepted, accepted_at = v.accepted_at,
+		reported_at = v.reported_at FROM v WHERE twin_session.num = v.num`,
+		sqldb.Column{Name: "num", Values: w.nums}, sqldb.Column{Name: "sequence", Values: w.sequence}, sqldb.Column{Name: "accepted", Values: w.accepted},
+		sqldb.Column{Name: "accepted_at", Values: w.acceptedAt}, sqldb.Column{Name: "reported_at", Values: w.reportedAt})
+	if err != nil {
+		return fmt.Errorf("write sessions: %w", err)
 	}
 	return nil
 }
@@ -134,5 +175,6 @@ func (s *Service) ForgetInstance(ctx context.Context, tx *sqldb.Tx, num int64) e
 			return fmt.Errorf("forget instance: %w", err)
 		}
 	}
+	tx.AfterCommit(func() { s.wake(num) }) // no node may remember the instance
 	return nil
 }

@@ -12,34 +12,34 @@ import (
 	"steward/internal/wire"
 )
 
-// read returns the committed picture.
-func (s *Service) read(ctx context.Context, num int64) (picture, error) {
-	sess, err := readSession(ctx, s.db, num, "")
+// pictures returns what is stored of the devices' reports, for each of them. With lock, in a transaction,
+// no other report of these devices is taken until it ends.
+func pictures(ctx context.Context, q reader, nums []int64, lock bool) (map[int64]*picture, error) {
+	out, err := readSessions(ctx, q, nums, lock)
 	if err != nil {
-		return picture{}, err
+		return nil, err
 	}
-	return s.readWith(ctx, s.db, num, sess)
-}
-
-// readWith returns the picture around a session in one statement.
-func (s *Service) readWith(ctx context.Context, q sqldb.Reader, num int64, sess session) (picture, error) {
-	p := picture{session: sess, reported: map[wire.Section]wire.Hash{}, pending: map[wire.Section]pending{}}
-	rows, err := q.QueryContext(ctx, `SELECT 'epoch', '', e.epoch FROM twin_epoch e WHERE e.num = $1
-		UNION ALL SELECT r.section, doc.hash, -1 FROM twin_reported r JOIN twin_document doc ON doc.document = r.document WHERE r.num = $2
-		UNION ALL SELECT p.section, p.hash, -2 - (SELECT COUNT(*) FROM twin_document k WHERE k.hash = p.hash) FROM twin_pending p WHERE p.num = $3`,
-		num, num, num)
+	dialect := q.Dialect()
+	epochs, these := dialect.Among("e.num", nums)
+	reported, _ := dialect.Among("r.num", nums)
+	asked, _ := dialect.Among("p.num", nums)
+	query := sqldb.NewQuery("SELECT e.num, '', '', e.epoch FROM twin_epoch e WHERE "+epochs, these).
+		Add("UNION ALL SELECT r.num, r.section, doc.hash, -1 FROM twin_reported r JOIN twin_document doc ON doc.document = r.document WHERE "+reported, these).
+		Add(`UNION ALL SELECT p.num, p.section, p.hash, -2 - (SELECT COUNT(*) FROM twin_document k WHERE k.hash = p.hash)
+			FROM twin_pending p WHERE `+asked, these)
+	rows, err := q.QueryContext(ctx, query.SQL(), query.Args()...)
 	if err != nil {
-		return p, fmt.Errorf("read reported state: %w", err)
+		return nil, fmt.Errorf("read reported state: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err tells
 	for rows.Next() {
+		var num, what int64 // what: the epoch, -1 for a reported section, -2 for a pending one, -3 for one that is known
 		var section wire.Section
 		var hash wire.Hash
-		var what int64 // the epoch, -1 for a reported section, -2 for a pending one, -3 for one that is known
-		if err := rows.Scan(&section, &hash, &what); err != nil {
-			return p, err
+		if err := rows.Scan(&num, &section, &hash, &what); err != nil {
+			return nil, err
 		}
-		switch {
+		switch p := out[num]; {
 		case what >= 0:
 			p.epoch = what
 		case what == -1:
@@ -48,7 +48,13 @@ func (s *Service) readWith(ctx context.Context, q sqldb.Reader, num int64, sess 
 			p.pending[section] = pending{hash: hash, known: what == -3}
 		}
 	}
-	return p, rows.Err()
+	return out, rows.Err()
+}
+
+// reader is a *sqldb.DB or a *sqldb.Tx.
+type reader interface {
+	sqldb.Reader
+	Dialect() sqldb.Dialect
 }
 
 // Reported returns the document that a device has last reported in a section and since when it is so,
@@ -100,10 +106,11 @@ type State struct {
 
 // State returns both pictures of a device.
 func (s *Service) State(ctx context.Context, num int64) (State, error) {
-	sess, err := readSession(ctx, s.db, num, "")
+	sessions, err := readSessions(ctx, s.db, []int64{num}, false)
 	if err != nil {
 		return State{}, err
 	}
+	sess := sessions[num].session
 	st := State{Accepted: sess.accepted, AcceptedAt: sess.acceptedAt, Reported: sess.reportedAt, Cloned: sess.cloned}
 	err = s.db.QueryRowContext(ctx, "SELECT epoch, since FROM twin_epoch WHERE num = $1", num).Scan(&st.Epoch, sqldb.ScanMicros(&st.Changed))
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {

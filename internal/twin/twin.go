@@ -61,16 +61,22 @@ type Config struct {
 	EnvelopeLife time.Duration
 	// Reactions of the rooms by the section they read.
 	Reactions map[wire.Section]Reaction
-	// Contact is told of each report in its transaction, before the reactions: d is the device as the link
-	// has authenticated it. Replays are not told. Nil tells nobody.
+	// Contact is told, before the reactions and in the same transaction, of a report that changes
+	// something when the device is not in service yet (stage Enrolled) or when it is taken by itself: the
+	// first after an enrollment, and those to which a room reacts. d is the device as the link has
+	// authenticated it. Replays are not told. Nil tells nobody.
 	Contact func(ctx context.Context, tx *sqldb.Tx, d device.Device, r wire.Report) error
-	// ContactUnchanged is told of reports that change nothing, for which no transaction is opened. When
-	// it is nil, Contact is called for them too, each in a transaction.
+	// ContactUnchanged is told of all other reports, those that change nothing and those that are taken
+	// together with others, after they have been taken. When it is nil, Contact is called for them too,
+	// each in a transaction.
 	ContactUnchanged func(d device.Device, r wire.Report)
 	// Clone is told, in the report's transaction, that two agents speak for one device: they alternate
 	// with these two instances (the same one twice when the whole state directory was copied). It is
 	// told again at most once an hour while that goes on. Nil only logs.
 	Clone func(ctx context.Context, tx *sqldb.Tx, d device.Device, old, new string) error
+	// Once runs do while this node holds the named lease, so that one of several nodes sweeps; nil runs
+	// do directly.
+	Once func(ctx context.Context, name string, do func(ctx context.Context) error) error
 	// Interval is when a device should report next at the latest; nil means a minute.
 	Interval func(ctx context.Context, d device.Device) time.Duration
 	// Devices finds devices for the API and the pages; needed for Routes and Pages only.

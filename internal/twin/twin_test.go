@@ -32,7 +32,7 @@ var (
 
 // house is a twin on a database of its own with a clock that the test moves.
 type house struct {
-	*testing.T
+	testing.TB
 	db  *sqldb.DB
 	s   *twin.Service
 	cfg twin.Config
@@ -42,8 +42,8 @@ type house struct {
 	now time.Time
 }
 
-func newHouse(t *testing.T, db *sqldb.DB, cfg twin.Config) *house {
-	h := &house{T: t, db: db, now: start}
+func newHouse(t testing.TB, db *sqldb.DB, cfg twin.Config) *house {
+	h := &house{TB: t, db: db, now: start}
 	pub, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)

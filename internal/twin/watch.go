@@ -61,6 +61,7 @@ func (s *Service) wake(num int64) {
 }
 
 func (s *Service) wakeHere(num int64) {
+	s.seen.forget(num) // first: who is woken may make the device report
 	s.waiters.wake(num)
 	s.watchers.tell(num)
 }
