@@ -29,6 +29,7 @@
 //
 // # After a restore
 //
-// The ledger says that it happened (kind "ledger.restored"), and each device's epoch is raised far beyond
-// what it can have seen, so that a device which had accepted a later state takes the restored one.
+// The ledger says that it happened (kind "ledger.restored"). Each device's epoch and the versions of the
+// release metadata that the server signs are raised far beyond what a device can have seen, so that one
+// which had accepted a later state takes the restored one.
 package backup

@@ -211,7 +211,7 @@ func (p *place) keep() error {
 		if err := p.moveIn(); err != nil {
 			return err
 		}
-	} else if err := os.Rename(p.dir, p.final); err != nil { // onto nothing or an empty directory
+	} else if err := unix.Rename(p.dir, p.final); err != nil { // onto nothing or an empty directory, which os.Rename refuses
 		return fmt.Errorf("put the restored directory into its place: %w", err)
 	}
 	p.kept = true

@@ -9,18 +9,19 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/ledger"
+	"steward/internal/release"
 	"steward/internal/server"
 	"steward/internal/sqldb"
 	"steward/internal/twin"
 )
 
-// epochsSkipped is how far a restore raises each device's epoch: more changes than any device has seen
-// between a backup and its loss.
-const epochsSkipped = 1 << 20
+// skipped is how far a restore raises each device's epoch and the versions of release metadata that the
+// server signs: more than any device has seen between a backup and the loss.
+const skipped = 1 << 20
 
 // settle makes a restored data directory one that a server can start in: the tables are brought up to date,
 // the ledger is recomputed and compared with the head in the manifest, the restore is put into the ledger
-// and the devices' epochs are raised. It returns the root of the ledger's tree.
+// and what devices must not see go back is raised. It returns the root of the ledger's tree.
 func settle(ctx context.Context, cfg RestoreConfig, dir string, m Manifest) (root string, err error) {
 	scfg := server.Config{DataDir: dir, MasterKeyFile: cfg.MasterKeyFile, Now: cfg.Now}
 	if m.Checkpoint != "" {
@@ -41,7 +42,7 @@ func settle(ctx context.Context, cfg RestoreConfig, dir string, m Manifest) (roo
 		}
 	}
 	return root, db.Write(ctx, func(tx *sqldb.Tx) error {
-		if err := twin.SkipEpochs(ctx, tx, epochsSkipped); err != nil {
+		if err := errors.Join(twin.SkipEpochs(ctx, tx, skipped), release.SkipVersions(ctx, tx, skipped)); err != nil {
 			return err
 		}
 		return ledger.New(ledger.Config{DB: db, Now: cfg.Now}).Append(ctx, tx, ledger.Event{
