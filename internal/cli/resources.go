@@ -105,6 +105,8 @@ func filterUsage(filter string) string {
 		return "label selector, e.g. site=lab,ring in (a,b)"
 	case "presence":
 		return "online, late, offline or never"
+	case "severity":
+		return "info, warning or error: these and worse ones"
 	case "since", "until":
 		return "time, e.g. 2026-11-23T08:00:00Z"
 	case "overdue", "undecided", "reused":

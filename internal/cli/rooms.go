@@ -3,7 +3,7 @@ package cli
 import "github.com/spf13/cobra"
 
 func (a *app) roomCommands() []*cobra.Command {
-	return inGroup("room", a.deviceCommand(), a.orderCommand(), a.enrollCommand(), a.releaseCommand(), a.updateCommand(), a.monitorCommand(),
+	return inGroup("room", a.deviceCommand(), a.orderCommand(), a.enrollCommand(), a.releaseCommand(), a.updateCommand(), a.monitorCommand(), a.remoteCommand(),
 		a.disposeCommand(), a.verifyCommand(), a.ledgerCommand(), a.accessCommand())
 }
 
@@ -52,6 +52,14 @@ var resources = []resource{
 	{
 		names: []string{"group", "groups"}, path: "/groups", create: true, remove: true, hits: "only the name; no device changes",
 		columns: []column{{"NAME", "name"}, {"SELECTOR", "selector"}, {"NOTE", "note"}},
+	},
+	{
+		names: []string{"command", "commands"}, path: "/commands", filters: []string{"device", "state", "name", "batch"},
+		columns: []column{{"ID", "id"}, {"DEVICE", "device"}, {"COMMAND", "name"}, {"STATE", "state"}, {"GIVEN", "issued|age"}, {"BY", "by.name"}, {"DEADLINE", "deadline|age"}, {"CAUSE", "cause"}},
+	},
+	{
+		names: []string{"device-event", "device-events"}, path: "/device-events", filters: []string{"device", "name", "severity", "since", "until"}, listed: true,
+		columns: []column{{"AT", "at|age"}, {"DEVICE", "device"}, {"SEVERITY", "severity"}, {"EVENT", "name"}, {"TEXT", "text"}},
 	},
 	{
 		names: []string{"disposal", "disposals"}, path: "/disposals", filters: []string{"state"},

@@ -20,6 +20,7 @@ func (s *Service) Routes(a *httpapi.API) {
 	httpapi.Register(a, httpapi.Op{ID: "count-presence", Method: http.MethodGet, Path: "/presence", Role: httpapi.Viewer, Tag: tag,
 		Summary: "How many devices are online, late and offline"}, s.countPresence)
 	s.groupRoutes(a)
+	s.eventRoutes(a)
 	httpapi.Register(a, httpapi.Op{ID: "get-monitoring-policy", Method: http.MethodGet, Path: "/monitoring/policy", Role: httpapi.Viewer, Tag: tag,
 		Summary: "How often devices report and measure"}, s.getPolicy)
 	httpapi.Register(a, httpapi.Op{ID: "set-monitoring-policy", Method: http.MethodPut, Path: "/monitoring/policy", Role: httpapi.Admin, Tag: tag,
@@ -66,9 +67,10 @@ type (
 		Charts  []Chart   `json:"charts" nullable:"false"`
 	}
 	deviceMetricsOut struct{ Body DeviceMetrics }
-	// DevicePresence is a device's contact and its troubles.
+	// DevicePresence is a device's contact, its connections and its troubles.
 	DevicePresence struct {
 		Presence
+		Links
 		Troubles []Trouble `json:"troubles,omitempty"`
 	}
 	devicePresenceOut struct{ Body DevicePresence }
@@ -77,6 +79,9 @@ type (
 		Online  int64 `json:"online"`
 		Late    int64 `json:"late"`
 		Offline int64 `json:"offline"`
+		// Connected may lag by a minute.
+		Connected int64            `json:"connected" doc:"Devices with an open connection; those that poll by HTTPS have none. Told to who sees the whole tenant"`
+		Nodes     map[string]int64 `json:"nodes" nullable:"false" doc:"The same by the node that holds it"`
 	}
 	presenceCountsOut struct{ Body PresenceCounts }
 )
@@ -120,13 +125,30 @@ func (s *Service) getDevicePresence(ctx context.Context, who httpapi.Principal, 
 	if err != nil {
 		return nil, err
 	}
+	links, err := s.LinksOf(ctx, d.Num)
+	if err != nil {
+		return nil, err
+	}
 	troubles, err := s.Troubles(ctx, d.Num)
-	return &devicePresenceOut{DevicePresence{known[d.Num], troubles}}, err
+	return &devicePresenceOut{DevicePresence{known[d.Num], links, troubles}}, err
 }
 
 func (s *Service) countPresence(ctx context.Context, who httpapi.Principal, _ *struct{}) (*presenceCountsOut, error) {
 	counts, err := s.Counts(ctx, who.Scope)
-	return &presenceCountsOut{PresenceCounts{counts[Online], counts[Late], counts[Offline]}}, err
+	if err != nil {
+		return nil, err
+	}
+	out := PresenceCounts{Online: counts[Online], Late: counts[Late], Offline: counts[Offline]}
+	out.Nodes = map[string]int64{}
+	if who.Scope.Selector.Empty() {
+		if out.Nodes, err = s.ConnectedCount(ctx, who.Scope.Tenant); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range out.Nodes {
+		out.Connected += n
+	}
+	return &presenceCountsOut{out}, nil
 }
 
 type (

@@ -141,15 +141,12 @@ func (l *links) count() int {
 	return len(l.open)
 }
 
-// of returns the connection to this node as it is now; written tells whether the database has it.
-func (l *links) of(num int64) (o openLink, open, written bool) {
+// waiting returns what this node knows of a device's connection and the database does not yet.
+func (l *links) waiting(num int64) (linkNote, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, waits := l.dirty[num]
-	if found := l.open[num]; found != nil {
-		return *found, true, !waits
-	}
-	return openLink{}, false, !waits
+	note, waits := l.dirty[num]
+	return note, waits
 }
 
 func (s *Service) nodeAlive(id string) bool {
@@ -169,7 +166,7 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 		return Links{}, fmt.Errorf("read connections: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err tells
-	mine, open, written := s.links.of(num)
+	mine, waits := s.links.waiting(num)
 	var out Links
 	for rows.Next() {
 		var c Connection
@@ -177,7 +174,7 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 		if err := rows.Scan(&c.Node, &c.Via, &c.Address, sqldb.ScanMicros(&c.Since), &c.Count, sqldb.ScanMicros(&d.At), &d.Why); err != nil {
 			return Links{}, fmt.Errorf("read connections: %w", err)
 		}
-		if c.Node == s.cfg.Node && !written {
+		if c.Node == s.cfg.Node && waits {
 			continue // what this node knows is newer
 		}
 		if c.Count > 0 && s.nodeAlive(c.Node) {
@@ -187,20 +184,29 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 		if c.Count > 0 {
 			d.At, d.Why = c.Since, whyNodeGone // since at least then; the sweep will write when
 		}
-		if d.Via = c.Via; out.Ended == nil || d.At.After(out.Ended.At) {
-			out.Ended = &d
-		}
+		d.Via = c.Via
+		out.end(d)
 	}
 	if err := rows.Err(); err != nil {
 		return Links{}, fmt.Errorf("read connections: %w", err)
 	}
-	if open && !written {
+	switch {
+	case waits && mine.n > 0:
 		out.Connections = append(out.Connections, Connection{s.cfg.Node, mine.via, mine.address, mine.since, mine.n})
+	case waits:
+		out.end(Disconnect{mine.via, mine.ended, mine.why})
 	}
 	if len(out.Connections) > 0 {
 		out.Ended = nil
 	}
 	return out, nil
+}
+
+// end keeps the last of the ends.
+func (l *Links) end(d Disconnect) {
+	if l.Ended == nil || !d.At.Before(l.Ended.At) {
+		l.Ended = &d
+	}
 }
 
 const whyNodeGone = "the node that held it stopped"

@@ -124,6 +124,16 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 			Detail: "Silent for more than five of their reporting intervals. Look at power and network first; the last events say what happened before.",
 		})
 	}
+	n, err := s.TroubledDevices(ctx, scope, s.now().Add(-day))
+	if err != nil {
+		return nil, err
+	}
+	if n > 0 {
+		notices = append(notices, ui.Notice{
+			Level: ui.Warn, Count: n, Href: "/monitoring/events?severity=error", Title: plural(n, "device has told of errors", "devices have told of errors"),
+			Detail: "In the last 24 hours, by their own events.",
+		})
+	}
 	full, err := s.NearlyFull(ctx, scope)
 	if err != nil {
 		return nil, err
@@ -146,6 +156,9 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 	}
 	return notices, nil
 }
+
+// day is how far back events make a notice.
+const day = 24 * time.Hour
 
 func plural(n int64, one, many string) string {
 	if n == 1 {

@@ -31,6 +31,7 @@ func (s *Service) Pages(c *ui.Console) {
 	c.Handle("GET /groups/{name}/delete", httpapi.Operator, s.deleteGroupPage)
 	c.Handle("POST /groups/{name}/delete", httpapi.Operator, s.deleteGroupForm)
 	c.Handle("GET /monitoring/disk", httpapi.Viewer, s.diskPage)
+	c.Handle("GET /monitoring/events", httpapi.Viewer, s.eventsPage)
 	c.Handle("GET /monitoring/clock", httpapi.Viewer, s.clockPage)
 }
 
@@ -253,6 +254,7 @@ func (s *Service) Panel() ui.Panel {
 
 type panelData struct {
 	Presence Presence
+	Links    Links
 	Seen     bool
 	Interval time.Duration
 	Troubles []Trouble
@@ -273,6 +275,9 @@ func (s *Service) renderPanel(ctx context.Context, _ httpapi.Principal, d device
 		return "", nil // nothing to say before it has ever spoken
 	}
 	data := panelData{Presence: p, Seen: seen, Interval: s.Interval(ctx, d), Expected: d.Stage.InService()}
+	if data.Links, err = s.LinksOf(ctx, d.Num); err != nil {
+		return "", err
+	}
 	if data.Troubles, err = s.Troubles(ctx, d.Num); err != nil {
 		return "", err
 	}

@@ -183,7 +183,7 @@ func (r *rooms) pages(c *ui.Console) *registry.Desk {
 	r.monitoring.Pages(c)
 	r.disposal.Pages(c)
 	r.remote.Pages(c)
-	panels := append(r.twin.Pages(c), r.ledger.Pages(c), r.purchase.Panel(), r.provisioning.Panel(), r.update.Panel(), r.monitoring.Panel(), r.remote.Panel(), r.disposal.Panel())
+	panels := append(r.twin.Pages(c), r.ledger.Pages(c), r.purchase.Panel(), r.provisioning.Panel(), r.update.Panel(), r.monitoring.Panel(), r.monitoring.EventsPanel(), r.remote.Panel(), r.disposal.Panel())
 	desk := registry.NewDesk(registry.DeskConfig{
 		Registry: r.registry, Presence: presence{r.monitoring}, PresenceCounts: r.presenceCounts, PresenceIn: presenceIn,
 		ModelNames: r.modelNames, Panels: panels, Recent: r.ledger, Sentence: r.ledger.Sentence, Log: r.cfg.Log,
