@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -19,8 +21,48 @@ import (
 // Config of a Bus.
 type Config struct {
 	URL  string       // of an outside NATS server or cluster (nats://…, comma separated); empty means one inside this process
-	Name string       // of this node, as shown by the NATS server; may be empty
+	Name string       // of this node, as shown by the NATS server; unique in a cluster, else may be empty
 	Log  *slog.Logger // nil means no log
+
+	Outside Outside // how to be let in by the server at URL
+	Cluster Cluster // lets the server inside this process be one with those of other nodes
+}
+
+// Outside says how an outside NATS server knows us and we know it; all fields are paths of files and may
+// be empty.
+type Outside struct {
+	Credentials string // of NATS (.creds: JWT and seed)
+	CA          string // PEM: who may sign the server's certificate; "" means the system's authorities
+	Cert, Key   string // PEM: our certificate, for servers that ask for one
+}
+
+func (o Outside) options() (out []nats.Option, err error) {
+	if (o.Cert == "") != (o.Key == "") {
+		return nil, errors.New("certificate and key for NATS are given together or not at all")
+	}
+	// nats.go reads these files at each connect, and would only then tell that one is missing.
+	for _, file := range []string{o.Credentials, o.CA, o.Cert, o.Key} {
+		if file == "" {
+			continue
+		}
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, fmt.Errorf("file for NATS: %w", err)
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	if o.Credentials != "" {
+		out = append(out, nats.UserCredentials(o.Credentials))
+	}
+	if o.CA != "" {
+		out = append(out, nats.RootCAs(o.CA))
+	}
+	if o.Cert != "" {
+		out = append(out, nats.ClientCert(o.Cert, o.Key))
+	}
+	return out, nil
 }
 
 // Bus is a connection to NATS; safe for concurrent use.
@@ -28,6 +70,10 @@ type Bus struct {
 	conn   *nats.Conn
 	server *server.Server // nil with an outside server
 	closed chan struct{}  // closed when the connection is gone for good
+	log    *slog.Logger
+
+	mu      sync.Mutex      // held while the peers change
+	options *server.Options // as the server inside runs with
 }
 
 const (
@@ -44,7 +90,10 @@ func Start(cfg Config) (*Bus, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	b := &Bus{closed: make(chan struct{})}
+	if cfg.URL != "" && cfg.Cluster.Listen != "" {
+		return nil, errors.New("with an outside NATS server there is no bus between nodes to listen for")
+	}
+	b := &Bus{closed: make(chan struct{}), log: cfg.Log}
 	options := []nats.Option{
 		nats.Name("steward " + cfg.Name),
 		nats.MaxReconnects(-1),
@@ -69,12 +118,18 @@ func Start(cfg Config) (*Bus, error) {
 	}
 	url := cfg.URL
 	if url == "" {
-		s, err := startServer()
+		s, o, err := startServer(cfg)
 		if err != nil {
 			return nil, err
 		}
-		b.server = s
+		b.server, b.options = s, o
 		options = append(options, nats.InProcessServer(s))
+	} else {
+		outside, err := cfg.Outside.options()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, outside...)
 	}
 	conn, err := nats.Connect(url, options...)
 	if err != nil {
@@ -83,23 +138,6 @@ func Start(cfg Config) (*Bus, error) {
 	}
 	b.conn = conn
 	return b, nil
-}
-
-// startServer runs a NATS server that listens nowhere.
-func startServer() (*server.Server, error) {
-	s, err := server.NewServer(&server.Options{
-		ServerName: "steward", DontListen: true, NoSigs: true, NoLog: true, NoSystemAccount: true,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make the bus: %w", err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(startTimeout) {
-		s.Shutdown()
-		s.WaitForShutdown()
-		return nil, errors.New("start the bus: not ready in time")
-	}
-	return s, nil
 }
 
 // Publish sends to everyone subscribed on any node and returns before they have got it. The subject
@@ -120,17 +158,26 @@ func (b *Bus) Subscribe(subject string, handle func(subject string, data []byte)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
-	if err := sub.SetPendingLimits(pendingMessages, pendingBytes); err != nil {
-		return nil, errors.Join(fmt.Errorf("subscribe to %s: %w", subject, err), sub.Unsubscribe())
-	}
-	// Without a connection to an outside server the subscription is sent when there is one.
-	if b.conn.IsConnected() {
-		if err := b.conn.FlushTimeout(startTimeout); err != nil && b.conn.IsConnected() {
-			return nil, errors.Join(fmt.Errorf("subscribe to %s: %w", subject, err), sub.Unsubscribe())
-		}
+	if err := b.settle(sub); err != nil {
+		return nil, fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
 	// Unsubscribing fails only when the connection is closed, and then nothing arrives any more.
 	return func() { _ = sub.Unsubscribe() }, nil
+}
+
+// settle bounds the subscription and waits until the server has it; without a connection to an outside
+// server it is sent when there is one.
+func (b *Bus) settle(sub *nats.Subscription) error {
+	err := sub.SetPendingLimits(pendingMessages, pendingBytes)
+	if err == nil && b.conn.IsConnected() {
+		if err = b.conn.FlushTimeout(startTimeout); !b.conn.IsConnected() {
+			err = nil
+		}
+	}
+	if err != nil {
+		return errors.Join(err, sub.Unsubscribe())
+	}
+	return nil
 }
 
 // Connected tells whether messages can flow; for readiness and the console.

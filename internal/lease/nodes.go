@@ -155,9 +155,7 @@ func (n *Nodes) look(ctx context.Context) ([]row, error) {
 		seen[r.ID] = s
 		rows[i].Self = r.ID == n.self.ID
 		rows[i].Alive = rows[i].Self || !s.doubt && now.Sub(s.changed) <= n.cfg.Life
-		for _, name := range leases.of(r.ID) {
-			rows[i].Leases = append(rows[i].Leases, name)
-		}
+		rows[i].Leases = leases.of(r.ID)
 	}
 	n.seen, n.leases = seen, leases
 	close(n.looked)
