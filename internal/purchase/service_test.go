@@ -30,7 +30,7 @@ var start = time.Date(2026, 3, 31, 9, 0, 0, 0, time.UTC)
 // desk is the room with real neighbours on a real database.
 type desk struct {
 	*purchase.Service
-	t       *testing.T
+	t       testing.TB
 	db      *sqldb.DB
 	ledger  *ledger.Ledger
 	devices *registry.Service
@@ -62,7 +62,7 @@ func each(t *testing.T, test func(t *testing.T, k *desk)) {
 	})
 }
 
-func newDesk(t *testing.T, db *sqldb.DB) *desk {
+func newDesk(t testing.TB, db *sqldb.DB) *desk {
 	k := &desk{t: t, db: db, ledger: ledgertest.New(t, db), now: start}
 	k.who = httpapi.Principal{
 		Actor: device.Actor{Kind: device.ActorAccount, ID: "acc-1", Name: "Ada"}, Role: httpapi.Operator,
