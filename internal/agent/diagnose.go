@@ -20,7 +20,7 @@ import (
 
 // Finding is one check of Diagnose.
 type Finding struct {
-	Check  string `json:"check"` // state, address, dns, tcp, clock, tls, token, certificate, server
+	Check  string `json:"check"` // state, address, dns, tcp, clock, tls, token, certificate, server, mqtt
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // what to do
@@ -46,14 +46,14 @@ func (d *diagnosis) bad(check, hint, format string, args ...any) bool {
 }
 
 // Diagnose names what keeps the device from its server: state directory, address, DNS, TCP, clock, TLS
-// and pin, token, certificate, the server's own refusal. It changes nothing and needs no lock. The
+// and pin, token, certificate, the server's own refusal, MQTT. It changes nothing and needs no lock. The
 // Config's Server, Token and StateDir are enough.
 func Diagnose(ctx context.Context, cfg Config) []Finding {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	d := &diagnosis{cfg: cfg}
-	for _, check := range []func(context.Context) bool{d.state, d.address, d.reach, d.secure, d.token, d.certificate, d.server} {
+	for _, check := range []func(context.Context) bool{d.state, d.address, d.reach, d.secure, d.token, d.certificate, d.server, d.mqtt} {
 		if !check(ctx) {
 			break
 		}
@@ -237,6 +237,38 @@ func (d *diagnosis) server(ctx context.Context) bool {
 		return d.bad("server", hintFor(link.CodeOf(err)), "%v", err)
 	}
 	return d.good("server", "the server knows this device and answers")
+}
+
+// mqtt tries to connect beside the agent, whose connection stays. Where HTTPS will do it is no fault that
+// there is no MQTT.
+func (d *diagnosis) mqtt(ctx context.Context) bool {
+	if d.cfg.Link == "" {
+		if s, err := ReadStatus(d.cfg.StateDir); err == nil {
+			d.cfg.Link = s.LinkMode
+		}
+	}
+	if d.cfg.Link == link.ModeHTTPS {
+		return d.good("mqtt", "not tried: HTTPS was chosen (--link https)")
+	}
+	client, err := link.New(link.Config{Server: d.base.String(), Version: d.cfg.Version, Now: d.cfg.Now})
+	if err != nil {
+		return d.bad("address", "", "%v", err)
+	}
+	defer client.Close()
+	if err := client.UseTrust(*d.trust); err != nil {
+		return d.bad("state", "enroll with a new token", "%v", err)
+	}
+	client.UseIdentity(d.identity.TLS)
+	via, err := client.Try(ctx)
+	switch {
+	case err != nil && d.cfg.Link == link.ModeMQTT:
+		return d.bad("mqtt", "is something between that lets HTTPS through only? --link auto falls back to it", "no MQTT: %v", err)
+	case err != nil:
+		return d.good("mqtt", "not to be had, so messages travel by HTTPS: %v", err)
+	case via == link.ViaWebSocket:
+		return d.good("mqtt", "works in a WebSocket only")
+	}
+	return d.good("mqtt", "works on the server's port")
 }
 
 func hintFor(code string) string {

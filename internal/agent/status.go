@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"steward/internal/agent/disposal"
+	"steward/internal/agent/link"
 	"steward/internal/agent/provisioning"
 )
 
@@ -37,6 +38,7 @@ type Status struct {
 	Server          string          `json:"server,omitempty"`
 	CertificateEnds time.Time       `json:"certificate_ends,omitzero"`
 	LastContact     time.Time       `json:"last_contact,omitzero"`
+	LinkMode        link.Mode       `json:"link_mode,omitempty"`   // auto, mqtt or https
 	Link            string          `json:"link,omitempty"`        // mqtt, mqtt+ws or https; empty while not connected
 	LinkReason      string          `json:"link_reason,omitempty"` // why there is no better one
 	Epoch           int64           `json:"epoch"`
@@ -156,6 +158,7 @@ func (a *Agent) summary() Status {
 	if a.client != nil {
 		way := a.client.Way()
 		s.Link, s.LinkReason = way.Via, way.Why
+		s.LinkMode, _ = link.ParseMode(string(a.cfg.Link)) // was checked
 	}
 	if a.monitoring != nil {
 		s.Buffered = a.monitoring.Buffered()

@@ -19,6 +19,7 @@ import (
 
 	"steward/internal/agent"
 	"steward/internal/agent/host"
+	"steward/internal/agent/link"
 	"steward/internal/wire"
 )
 
@@ -41,6 +42,7 @@ type usageError struct{ error }
 type settings struct {
 	agent    agent.Config
 	root     string // file of --release-root
+	link     string // --link
 	output   string
 	logLevel string
 	stdout   io.Writer
@@ -97,6 +99,8 @@ func (s *settings) command() *cobra.Command {
 	f.StringVar(&s.root, "release-root", os.Getenv("STEWARD_RELEASE_ROOT"), "`file` with the TUF root.json that releases are verified from ($STEWARD_RELEASE_ROOT)")
 	f.StringVar(&s.agent.ComponentsDir, "components", "", "`directory` for installed components (default \"components\" in the state directory)")
 	f.DurationVar(&s.agent.ReportInterval, "interval", 0, "longest time between two reports (default: what the server says)")
+	f.StringVar(&s.link, "link", os.Getenv("STEWARD_LINK"), "`way` of messages: auto, mqtt or https; kept for later starts ($STEWARD_LINK) (default auto)")
+	f.DurationVar(&s.agent.KeepAlive, "keep-alive", 0, "time without a word after which an MQTT connection is tested (default 5m)")
 	f.StringVar(&s.logLevel, "log", "info", "log `level`: debug, info, warn, error")
 	f.StringVarP(&s.output, "output", "o", "text", "`form` of status, diagnose and inventory: text or json")
 	root.AddCommand(
@@ -134,6 +138,9 @@ func (s *settings) run(cmd *cobra.Command, _ []string) error {
 	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
 		return usageError{fmt.Errorf("--log %q: want debug, info, warn or error", s.logLevel)}
 	}
+	if err := s.wayOfMessages(); err != nil {
+		return err
+	}
 	s.agent.Log = slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: level}))
 	s.agent.Host = host.NewLinux(host.LinuxConfig{})
 	if s.root != "" {
@@ -152,6 +159,21 @@ func (s *settings) run(cmd *cobra.Command, _ []string) error {
 	}
 	s.agent.Log.Info("agent starts", "version", s.agent.Version, "state", s.agent.StateDir)
 	return a.Run(cmd.Context())
+}
+
+// wayOfMessages reads --link and --keep-alive.
+func (s *settings) wayOfMessages() error {
+	mode, err := link.ParseMode(s.link)
+	if err != nil {
+		return usageError{fmt.Errorf("--%w", err)}
+	}
+	if s.link != "" { // else that of the start before
+		s.agent.Link = mode
+	}
+	if k := s.agent.KeepAlive; k != 0 && (k < 10*time.Second || k > wire.MaxMQTTKeepAlive*time.Second) {
+		return usageError{fmt.Errorf("--keep-alive %s: want 10s to %s", k, wire.MaxMQTTKeepAlive*time.Second)}
+	}
+	return nil
 }
 
 // print writes JSON, or calls text.
@@ -200,6 +222,8 @@ func printStatus(w io.Writer, st agent.Status) {
 	row("device", st.Device)
 	row("serial", st.Serial)
 	row("server", st.Server)
+	row("link", st.Link)
+	row("no better link", st.LinkReason)
 	row("last contact", moment(st.LastContact))
 	row("certificate ends", moment(st.CertificateEnds))
 	row("release trust", st.ReleaseTrust)
@@ -228,6 +252,9 @@ func moment(t time.Time) string {
 }
 
 func (s *settings) diagnose(cmd *cobra.Command, _ []string) error {
+	if err := s.wayOfMessages(); err != nil {
+		return err
+	}
 	findings := agent.Diagnose(cmd.Context(), s.agent)
 	well := true
 	for _, f := range findings {

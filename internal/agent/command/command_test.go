@@ -38,6 +38,8 @@ func TestUsageErrorsNameTheMistake(t *testing.T) {
 		{[]string{"run", "fast"}, `"fast"`, command.ExitUsage},
 		{[]string{"--state", dir, "--token", "abc"}, "stw1.<secret>.<pin>", command.ExitUsage},
 		{[]string{"--state", dir, "--log", "loud"}, "--log", command.ExitUsage},
+		{[]string{"--state", dir, "--link", "pigeon"}, "--link \"pigeon\": want auto, mqtt or https", command.ExitUsage},
+		{[]string{"--state", dir, "--keep-alive", "1h"}, "--keep-alive", command.ExitUsage},
 		{[]string{"--state", dir}, "--server", command.ExitFailure},
 		{[]string{"--state", dir, "--server", "http://x"}, "https://", command.ExitFailure},
 		{[]string{"--state", dir, "--release-root", filepath.Join(dir, "absent.json")}, "--release-root", command.ExitFailure},

@@ -26,8 +26,7 @@ import (
 
 // Bounds of one exchange.
 const (
-	// requestTimeout bounds a whole exchange that is neither a long poll nor a download.
-	requestTimeout = 60 * time.Second
+	defaultPatience = 60 * time.Second
 	// stallTimeout ends a download in which no byte has arrived for that long.
 	stallTimeout = 60 * time.Second
 	// MaxMetadataBytes bounds one TUF metadata file.
@@ -62,6 +61,11 @@ type Config struct {
 	SlowRetry time.Duration
 	// Dial replaces the net's dialer; nil keeps it. Simulated devices have a net of their own.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Proxy replaces the proxies of the environment; nil keeps them.
+	Proxy func(*http.Request) (*url.URL, error)
+	// Patience bounds a whole exchange that is neither a long poll nor a download; 0 means a minute.
+	Patience time.Duration
 
 	// The following matter while Run runs.
 
@@ -106,6 +110,7 @@ type Client struct {
 	pace     time.Duration           // between two reports; 0 while it is not known
 	asked    time.Time               // when the desired state was last asked for by HTTPS
 	reported bool                    // since then
+	have     int64                   // the epoch that Desired was last called with; Whole while there was none
 	told     int64                   // the highest epoch that an answer to a report has named
 	news     chan struct{}           // closed when reported or told change
 	resting  *time.Timer             // closes idle HTTPS connections
@@ -126,6 +131,12 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Proxy == nil {
+		cfg.Proxy = http.ProxyFromEnvironment
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = defaultPatience
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -137,7 +148,7 @@ func New(cfg Config) (*Client, error) {
 
 func newClient(cfg Config, base *url.URL) *Client {
 	return &Client{
-		cfg: cfg, base: base, way: way{off: true}, told: Whole, remembered: cfg.Remembered,
+		cfg: cfg, base: base, way: way{off: true}, have: Whole, told: Whole, remembered: cfg.Remembered,
 		moved: make(chan struct{}), news: make(chan struct{}), kicked: make(chan struct{}, 1),
 	}
 }
@@ -232,7 +243,7 @@ func (c *Client) newTransport(tlsConfig *tls.Config) *http.Transport {
 		dial = (&net.Dialer{Timeout: 20 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	}
 	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
+		Proxy:                 c.cfg.Proxy,
 		DialContext:           dial,
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   20 * time.Second,
@@ -253,7 +264,7 @@ type request struct {
 	body         []byte
 	contentType  string
 	limit        int64         // of the answer's body
-	timeout      time.Duration // 0 means requestTimeout
+	wait         time.Duration // for which the server may hold the request
 	basic        *url.Userinfo // HTTP Basic authentication, for EST
 }
 
@@ -266,11 +277,7 @@ type answer struct {
 
 // do sends the request over the pinned connection and reads the bounded answer. Refusals are *Problem.
 func (c *Client) do(ctx context.Context, r request) (answer, error) {
-	timeout := r.timeout
-	if timeout == 0 {
-		timeout = requestTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Patience+r.wait)
 	defer cancel()
 	defer c.rest()
 	res, err := c.send(ctx, r)

@@ -22,6 +22,7 @@ const Whole int64 = -1
 // LongPace.
 func (c *Client) Desired(ctx context.Context, epoch int64, wait time.Duration) (envelope []byte, err error) {
 	deadline := time.Now().Add(wait)
+	c.accept(epoch)
 	for {
 		s, moved, err := c.route(ctx)
 		switch {
@@ -45,6 +46,21 @@ func (c *Client) Desired(ctx context.Context, epoch int64, wait time.Duration) (
 		}
 		return envelope, nil
 	}
+}
+
+// accept notes what the device has.
+func (c *Client) accept(epoch int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if epoch != Whole {
+		c.have = epoch
+	}
+}
+
+func (c *Client) accepted() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.have
 }
 
 // poll asks by HTTPS; it is cut off when messages begin to travel another way.
@@ -71,7 +87,7 @@ func (c *Client) poll(ctx context.Context, moved <-chan struct{}, epoch int64, w
 // desired is one exchange by HTTPS.
 func (c *Client) desired(ctx context.Context, epoch int64, wait time.Duration) ([]byte, error) {
 	wait = min(wait, wire.MaxWaitSeconds*time.Second)
-	r := request{method: http.MethodGet, path: wire.PathDesired, limit: wire.MaxEnvelopeBytes, timeout: requestTimeout + wait}
+	r := request{method: http.MethodGet, path: wire.PathDesired, limit: wire.MaxEnvelopeBytes, wait: wait}
 	if epoch >= 0 {
 		r.header = map[string]string{"If-None-Match": `"` + strconv.FormatInt(epoch, 10) + `"`}
 		if wait >= time.Second {

@@ -64,9 +64,9 @@ func (c *Client) open(ctx context.Context, via string) (*listened, error) {
 // dialServer opens a TCP connection to the server, through the environment's proxy if there is one.
 func (c *Client) dialServer(ctx context.Context) (net.Conn, error) {
 	address := net.JoinHostPort(c.base.Hostname(), orElse(c.base.Port(), "443"))
-	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: c.base})
+	proxy, err := c.cfg.Proxy(&http.Request{URL: c.base})
 	if err != nil {
-		return nil, fmt.Errorf("proxy of the environment: %w", err)
+		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	dial := c.cfg.Dial
 	if dial == nil {

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"slices"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -203,6 +203,21 @@ func (c *Client) connectBy(ctx context.Context, via string, slot int) (*stream, 
 	return s, nil
 }
 
+// Try connects by the best way that works, ends that connection, and returns the way. A connection of the
+// device's agent is not touched.
+func (c *Client) Try(ctx context.Context) (via string, err error) {
+	var why []error
+	for _, via := range []string{ViaMQTT, ViaWebSocket} {
+		s, err := c.connectBy(ctx, via, trySlot)
+		if err == nil {
+			s.finish()
+			return via, nil
+		}
+		why = append(why, &attemptError{kindOf(err), via, err})
+	}
+	return "", errors.Join(why...)
+}
+
 // kindOf judges the error of connectBy.
 func kindOf(err error) trouble {
 	var (
@@ -258,7 +273,12 @@ func (k *keeper) failed(ctx context.Context, err error) {
 	c := k.c
 	var failed *attemptError
 	if errors.As(err, &failed) && (failed.kind == unfit || failed.kind == unwanted) {
-		asked := c.askWhy(ctx)
+		var asked error
+		if p := problemIn(err); Stopped(p) {
+			c.stop(p)
+		} else {
+			asked = c.askWhy(ctx)
+		}
 		if _, left := c.silent(); left > 0 || ctx.Err() != nil {
 			return // the next step obeys
 		}
@@ -280,6 +300,19 @@ func (k *keeper) settle(err error) {
 	k.c.travel(way{https: true, err: err})
 	k.c.remember(ViaHTTPS)
 	k.retry.Reset()
+}
+
+// problemIn is the refusal that CONNACK names by its code, or nil.
+func problemIn(err error) error {
+	var reason *mqtt.ReasonError
+	if !errors.As(err, &reason) {
+		return nil
+	}
+	code := mqtt.Property(reason.UserProperties, wire.UserPropertyCode)
+	if code == "" {
+		return nil
+	}
+	return problemFrom(wire.Problem{Status: http.StatusForbidden, Code: code, Title: reason.Reason.String(), Detail: reason.Text})
 }
 
 // pause waits a random time before the next attempt: up to what the server has asked for, or growing with
@@ -432,6 +465,3 @@ func (b *Backoff) jitter(window time.Duration) time.Duration {
 	bound := max(b.bound(), window)
 	return rand.N(bound + 1)
 }
-
-// known tells whether the text names a way.
-func known(via string) bool { return slices.Contains([]string{ViaMQTT, ViaWebSocket, ViaHTTPS}, via) }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ type stream struct {
 	generation int // of identity and trust
 	began      time.Time
 	window     int64 // seconds, wire.UserPropertyReconnect; 0 when the server did not say
+	patience   time.Duration
 
 	stop     func(error)                // Client.stop
 	commands func([]wire.RemoteCommand) // Config.Commands; may be nil
@@ -61,16 +63,22 @@ type reply struct {
 // begin speaks MQTT over the connection and subscribes.
 func (c *Client) begin(ctx context.Context, conn *listened, via string, slot int) (*stream, error) {
 	s := &stream{
-		conn: conn, via: via, slot: slot, stop: c.stop, commands: c.cfg.Commands,
+		conn: conn, via: via, slot: slot, patience: c.cfg.Patience, stop: c.stop, commands: c.cfg.Commands,
 		waiting: map[string]chan reply{}, epoch: Whole, pushing: true, announced: Whole, news: make(chan struct{}),
 	}
 	keepAlive := c.cfg.KeepAlive
 	if keepAlive == 0 {
 		keepAlive = defaultKeepAlive
 	}
+	var properties []mqtt.UserProperty
+	if have := c.accepted(); have >= 0 {
+		// The envelope that the device has is not sent again.
+		s.epoch, s.pushing = have, false
+		properties = []mqtt.UserProperty{{Key: wire.UserPropertyEpoch, Val: strconv.FormatInt(have, 10)}}
+	}
 	client, err := mqtt.Connect(ctx, conn, mqtt.Options{
 		ClientID: clientIDs[slot], KeepAlive: keepAlive, MaxPacketBytes: wire.MaxMQTTBytes, ReceiveMaximum: wire.MQTTReceiveMaximum,
-		UserProperties: []mqtt.UserProperty{{Key: "agent", Val: "steward-agent/" + c.cfg.Version}}, OnMessage: s.message,
+		UserProperties: properties, OnMessage: s.message,
 	})
 	if err != nil {
 		return nil, err
@@ -88,8 +96,12 @@ func (c *Client) begin(ctx context.Context, conn *listened, via string, slot int
 const defaultKeepAlive = 5 * time.Minute
 
 // clientIDs are those of a device's agent: the second one is for a connection that is to take the place of
-// another without a gap. A connection after a loss has the ID of the lost one, which it ends.
-var clientIDs = [2]string{"steward-agent", "steward-agent-next"}
+// another without a gap. A connection after a loss has the ID of the lost one, which it ends. The last one is
+// for trying.
+var clientIDs = [...]string{"steward-agent", "steward-agent-next", trySlot: "steward-agent-try"}
+
+// trySlot is the place of Try's client ID.
+const trySlot = 2
 
 // message is called from the goroutine that reads; it never waits.
 func (s *stream) message(m *mqtt.Message) {
@@ -185,7 +197,7 @@ func epochIn(envelope []byte) int64 {
 // acknowledgement, which the server sends after its commit. Refusals are *Problem. When the connection ends
 // first the message may or may not have been taken.
 func (s *stream) ask(ctx context.Context, name string, payload []byte, answered bool) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, errNoAnswer)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.patience, errNoAnswer)
 	defer cancel()
 	var id [12]byte
 	_, _ = rand.Read(id[:]) // never fails since Go 1.24
@@ -230,7 +242,7 @@ func (s *stream) ask(ctx context.Context, name string, payload []byte, answered 
 	}
 }
 
-var errNoAnswer = fmt.Errorf("no answer within %s", requestTimeout)
+var errNoAnswer = errors.New("no answer in time")
 
 // publish sends, waiting while the server takes no more at a time.
 func (s *stream) publish(ctx context.Context, m mqtt.Message) (<-chan error, error) {

@@ -17,7 +17,7 @@ import (
 // document is, by its hash. It returns the document's bytes too, for the state directory. The server's
 // clock comes back with it, unauthenticated.
 func (c *Client) Trust(ctx context.Context, pin wire.Hash) (trust wire.Trust, raw []byte, serverTime time.Time, err error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Patience)
 	defer cancel()
 	// InsecureSkipVerify is safe here and only here: nothing secret is sent, and what comes back is
 	// believed for its SHA-256 alone, which the operator handed over with the token.

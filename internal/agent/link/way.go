@@ -184,7 +184,7 @@ func (c *Client) await(ctx context.Context, wait time.Duration, done <-chan stru
 
 // remember keeps what worked for the next start.
 func (c *Client) remember(via string) {
-	if c.cfg.Remember != nil && known(via) && via != c.remembered {
+	if c.cfg.Remember != nil && via != c.remembered {
 		c.remembered = via
 		c.cfg.Remember(via)
 	}
