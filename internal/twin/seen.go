@@ -189,7 +189,7 @@ func (sh *seenShard) room(now time.Time) bool {
 	}
 	sh.swept = now
 	for num, k := range sh.of {
-		if k.flights == 0 && now.Sub(k.at).Abs() >= seenFor {
+		if k.known && now.Sub(k.at).Abs() >= seenFor {
 			delete(sh.of, num)
 		}
 	}
