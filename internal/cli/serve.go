@@ -58,6 +58,7 @@ DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.`,
 	f.StringVar(&cfg.DataDir, "data", os.Getenv("STEWARD_DATA"), "data directory: database, keys, artifacts, metrics")
 	f.StringVar(&cfg.ConsoleAddr, "console", server.DefaultConsoleAddr, "address of console and API; port 0 picks a free one")
 	f.StringVar(&cfg.LinkAddr, "link", server.DefaultLinkAddr, "address of the devices' door; port 0 picks a free one")
+	f.StringVar(&cfg.MQTTAddr, "mqtt", "auto", "address of a further door for MQTT alone, which the link's serves, too; auto is port 8883 if it is free, off is none")
 	f.StringVar(&cfg.LinkURL, "link-url", "", "how devices reach the link, when it isn't https://<host name>:<port>")
 	f.StringSliceVar(&cfg.LinkNames, "link-name", nil, "further name or address for the link's certificate (repeat)")
 	f.StringVar(&cfg.ConsoleCert, "console-cert", "", "PEM certificate of the console")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 
 	"steward/internal/fault"
 	"steward/internal/httpapi"
+	"steward/internal/mqtt"
 	"steward/internal/wire"
 )
 
@@ -74,7 +76,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		s.cfg.Log.DebugContext(r.Context(), "link: answer cut off", "url.path", r.URL.Path, "error", err)
 		panic(http.ErrAbortHandler)
 	}
-	p := s.problem(r, err)
+	p := s.problemOf(r.Context(), err, r.URL.Path)
 	h := w.Header()
 	h.Set("Content-Type", problemType)
 	h.Set("Cache-Control", "no-store")
@@ -88,13 +90,18 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	_, _ = w.Write(append(body, '\n'))
 }
 
-func (s *Server) problem(r *http.Request, err error) wire.Problem {
+// problemOf says in the words of a problem document why what came at a path or on a topic was refused.
+func (s *Server) problemOf(ctx context.Context, err error, where string) wire.Problem {
 	p := wire.Problem{Status: statusOf(err)}
 	p.Title = http.StatusText(p.Status)
+	var packet *mqtt.PacketError
 	var known *fault.Error
 	var invalid *fault.Invalid
 	var tooLarge *http.MaxBytesError
 	switch {
+	case errors.As(err, &packet):
+		p.Status, p.Title = http.StatusBadRequest, http.StatusText(http.StatusBadRequest)
+		p.Detail, p.Code = packet.Detail, wire.CodeRequestInvalid
 	case errors.As(err, &known):
 		p.Detail, p.Code = known.Detail, known.Code
 		p.RetryAfterSeconds = int(math.Ceil(known.RetryAfter.Seconds()))
@@ -107,19 +114,31 @@ func (s *Server) problem(r *http.Request, err error) wire.Problem {
 	case p.Status == http.StatusRequestTimeout:
 		p.Detail = "the body came too slowly"
 	case p.Status == http.StatusInternalServerError:
-		s.cfg.Log.ErrorContext(r.Context(), "link: request failed", "http.request.method", r.Method, "url.path", r.URL.Path, "error", err)
+		s.cfg.Log.ErrorContext(ctx, "link: request failed", "url.path", where, "error", err)
 		p.Detail = "something went wrong on the server; its log has the details"
 		p.RetryAfterSeconds = 30
 	case p.Status == http.StatusInsufficientStorage:
-		s.cfg.Log.ErrorContext(r.Context(), "link: disk is full", "error", err)
+		s.cfg.Log.ErrorContext(ctx, "link: disk is full", "error", err)
 		p.Detail, p.RetryAfterSeconds = "the server's disk is full; nothing was changed", 300
 	default:
 		p.Detail = err.Error()
 	}
-	if p.RetryAfterSeconds == 0 && (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) {
+	s.spreadRetry(&p)
+	return p
+}
+
+// spreadRetry makes sure that whoever is to come back later knows when, and that not all come back at the
+// same moment: chance adds up to as much again, and more the more devices there are.
+func (s *Server) spreadRetry(p *wire.Problem) {
+	switch p.Status {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusInternalServerError, http.StatusInsufficientStorage, http.StatusGatewayTimeout:
+	default:
+		return
+	}
+	if p.RetryAfterSeconds == 0 {
 		p.RetryAfterSeconds = 5
 	}
-	return p
+	p.RetryAfterSeconds += rand.IntN(max(p.RetryAfterSeconds, s.spread()) + 1)
 }
 
 func statusOf(err error) int {

@@ -2,10 +2,7 @@ package link
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -22,12 +19,17 @@ type doors struct {
 	strange map[netip.Addr]int // connections of which no request was identified yet, by address as buckets
 	parties map[int64]*party
 	revoked map[int64]time.Time // lately, so that a request that was identified just before is caught
+
+	strangers int // the sum of strange
+	sessions  int // of MQTT, of all devices
 }
 
-// party is one device that is or was lately connected.
+// party is one device that is or was lately connected. Its maps are made when they are needed: there are
+// tens of thousands of parties, most of them with nothing but one session.
 type party struct {
-	limit    *rate.Limiter
-	conns    map[*conn]struct{}
+	limit    *rate.Limiter      // shared by HTTPS and MQTT
+	conns    map[*conn]struct{} // of HTTPS
+	sessions []*session         // of MQTT, at most wire.MaxMQTTConnections
 	requests map[*visit]struct{}
 	last     time.Time
 }
@@ -49,6 +51,19 @@ func (d *doors) count() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.conns)
+}
+
+// devices is how many connections there are of devices that are known, of both protocols.
+func (d *doors) devices() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns) - d.strangers
+}
+
+func (d *doors) counts() (connections, sessions int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns), d.sessions
 }
 
 func (d *doors) running(num int64) int {
@@ -74,6 +89,7 @@ func (d *doors) add(c *conn, most int) bool {
 	}
 	d.conns[c] = struct{}{}
 	d.strange[host]++
+	d.strangers++
 	c.strangeOf = host
 	return true
 }
@@ -83,6 +99,7 @@ func (d *doors) known(c *conn) {
 	if !c.strangeOf.IsValid() {
 		return
 	}
+	d.strangers--
 	if d.strange[c.strangeOf]--; d.strange[c.strangeOf] <= 0 {
 		delete(d.strange, c.strangeOf)
 	}
@@ -139,25 +156,34 @@ func (d *doors) enter(num int64, v *visit, identified time.Time) admission {
 	if at, ok := d.revoked[num]; ok && !at.Before(identified) {
 		return stale
 	}
-	p := d.parties[num]
-	if p == nil {
-		p = &party{
-			limit: rate.NewLimiter(rate.Limit(d.cfg.Rate), d.cfg.Burst),
-			conns: map[*conn]struct{}{}, requests: map[*visit]struct{}{},
-		}
-		d.parties[num] = p
-	}
-	p.last = d.cfg.Now()
+	p := d.party(num)
 	if v.conn != nil && v.conn.num == 0 { // a connection's certificate, and so its device, never changes
 		v.conn.num = num
 		d.known(v.conn)
+		if p.conns == nil {
+			p.conns = map[*conn]struct{}{}
+		}
 		p.conns[v.conn] = struct{}{}
 	}
 	if len(p.requests) >= d.cfg.Concurrent {
 		return tooMany
 	}
+	if p.requests == nil {
+		p.requests = map[*visit]struct{}{}
+	}
 	p.requests[v] = struct{}{}
 	return admitted
+}
+
+// party returns the device's party, a new one when it has none. The lock is held.
+func (d *doors) party(num int64) *party {
+	p := d.parties[num]
+	if p == nil {
+		p = &party{limit: rate.NewLimiter(rate.Limit(d.cfg.Rate), d.cfg.Burst)}
+		d.parties[num] = p
+	}
+	p.last = d.cfg.Now()
+	return p
 }
 
 func (d *doors) leave(num int64, v *visit) {
@@ -213,8 +239,15 @@ func (d *doors) sweep() {
 	defer d.mu.Unlock()
 	now := d.cfg.Now()
 	for num, p := range d.parties {
-		if len(p.conns) == 0 && len(p.requests) == 0 && now.Sub(p.last) > sweepEvery {
+		if len(p.conns) == 0 && len(p.requests) == 0 && len(p.sessions) == 0 && now.Sub(p.last) > sweepEvery {
 			delete(d.parties, num)
+			continue
+		}
+		if len(p.conns) == 0 {
+			p.conns = nil
+		}
+		if len(p.requests) == 0 {
+			p.requests = nil
 		}
 	}
 	for num, at := range d.revoked {
@@ -233,87 +266,5 @@ func (d *doors) closeAll() {
 	d.mu.Unlock()
 	for _, c := range all {
 		_ = c.Close()
-	}
-}
-
-// conn is one TCP connection. num is its device, 0 until a request has been identified; speaks is
-// until when an answer may be on its way that must arrive; strangeOf is its address until num is known.
-// doors' lock guards all but the first three.
-type conn struct {
-	net.Conn
-	doors     *doors
-	once      sync.Once
-	num       int64
-	speaks    time.Time
-	later     *time.Timer
-	strangeOf netip.Addr
-}
-
-// Close is also what net/http calls; the TCP connection goes at once, without TLS's farewell, which a
-// peer that doesn't read could hold up.
-func (c *conn) Close() (err error) {
-	c.once.Do(func() {
-		c.doors.remove(c)
-		err = c.Conn.Close()
-	})
-	return err
-}
-
-// closeSoon is called with doors' lock held.
-func (c *conn) closeSoon() {
-	if c.later == nil {
-		c.later = time.AfterFunc(lastWord, func() { _ = c.Close() })
-	}
-}
-
-type connKey struct{}
-
-// connContext lets a request find its connection.
-func connContext(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*tls.Conn); ok {
-		if own, ok := t.NetConn().(*conn); ok {
-			return context.WithValue(ctx, connKey{}, own)
-		}
-	}
-	return ctx
-}
-
-func connOf(ctx context.Context) *conn {
-	c, _ := ctx.Value(connKey{}).(*conn)
-	return c
-}
-
-// listener hands out watched connections and closes at once what is too many: a device then tries
-// again later, while one that waits in the queue would hold a socket and time out.
-type listener struct {
-	net.Listener
-	doors *doors
-	max   int
-	log   *slog.Logger
-
-	warned time.Time // Accept is called by one goroutine
-}
-
-// keepAlive finds dead peers between long polls without waking a sleepy modem often.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 4 * time.Minute, Interval: 30 * time.Second, Count: 4}
-
-func (l *listener) Accept() (net.Conn, error) {
-	for {
-		raw, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if tcp, ok := raw.(*net.TCPConn); ok {
-			_ = tcp.SetKeepAliveConfig(keepAlive) // without it, timeouts find them later
-		}
-		c := &conn{Conn: raw, doors: l.doors}
-		if l.doors.add(c, l.max) {
-			return c, nil
-		}
-		_ = raw.Close()
-		if now := time.Now(); now.Sub(l.warned) > time.Minute {
-			l.warned = now
-			l.log.Warn("link: too many connections, new ones are closed", "max", l.max, "of", raw.RemoteAddr().String())
-		}
 	}
 }

@@ -23,6 +23,47 @@ type Desired interface {
 	WaitEpoch(ctx context.Context, num int64, than int64) (int64, error)
 }
 
+// Changes tells of new desired states and looks them up for many devices at a time.
+type Changes interface {
+	// Watch has fn called, quickly, after each change of a device's epoch on any node; 0 means any number
+	// of devices. A call may be lost.
+	Watch(fn func(num int64)) (cancel func())
+	Epochs(ctx context.Context, nums []int64) (map[int64]int64, error)
+	Envelopes(ctx context.Context, ds []device.Device) ([]wire.Sealed, error)
+}
+
+// Commands are what operators ask a device to do.
+type Commands interface {
+	// Waiting lists what the device has still to answer, oldest first, and counts as handing it out.
+	Waiting(ctx context.Context, d device.Device) ([]wire.RemoteCommand, error)
+	// Pending counts it without handing anything out.
+	Pending(ctx context.Context, d device.Device) (int, error)
+	// Result returns after the commit; a repeated one is fine.
+	Result(ctx context.Context, d device.Device, id string, r wire.RemoteResult) error
+	// Watch has fn called, quickly, when a device was given a command on any node. A call may be lost.
+	Watch(fn func(num int64)) (cancel func())
+}
+
+// Events takes what devices tell beside their reports; both return when it is stored.
+type Events interface {
+	Event(ctx context.Context, d device.Device, e wire.DeviceEvent) error
+	Telemetry(ctx context.Context, d device.Device, t wire.Telemetry) error
+}
+
+// Presence hears of connections of MQTT. It never blocks.
+type Presence interface {
+	Connected(d device.Device, via, address string)
+	Disconnected(d device.Device, why string)
+	Alive(d device.Device) // a sign of life, passed on once a minute at most
+}
+
+// nobody is the Presence of a link that was given none.
+type nobody struct{}
+
+func (nobody) Connected(device.Device, string, string) {}
+func (nobody) Disconnected(device.Device, string)      {}
+func (nobody) Alive(device.Device)                     {}
+
 // Reports takes what a device is, and keeps the documents of both directions.
 type Reports interface {
 	Report(ctx context.Context, d device.Device, r wire.Report) (wire.ReportAnswer, error)
@@ -30,21 +71,22 @@ type Reports interface {
 	Document(ctx context.Context, d device.Device, hash wire.Hash) ([]byte, error)
 }
 
-// Bus tells of revocations on any node.
+// Bus joins the nodes; its messages may be lost.
 type Bus interface {
+	Publish(subject string, data []byte) error
 	Subscribe(subject string, handle func(subject string, data []byte)) (cancel func(), err error)
 }
-
-// RevokedSubject carries the decimal number of a device whose certificates were revoked.
-const RevokedSubject = "provisioning.revoked"
 
 // Handler answers a request or returns why it can't; then it has written nothing.
 type Handler func(w http.ResponseWriter, r *http.Request) error
 
 // Config of a Server. Everything is required unless it says what its zero value means.
 type Config struct {
-	Listener    net.Listener // TCP; the server closes it
-	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	Listener net.Listener // TCP: HTTPS, WebSocket, and MQTT by ALPN; the server closes it
+	// MQTTListener is for MQTT only, also without ALPN: port 8883. nil means that there is none. The server
+	// closes it.
+	MQTTListener net.Listener
+	Certificate  func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
 	// Identify tells whose certificate it is. The TLS handshake has proven that the peer has its key,
 	// and nothing else. It must refuse unknown, expired and revoked certificates and devices out of
@@ -55,7 +97,12 @@ type Config struct {
 	EST     Handler // below /.well-known/est/; does its own authentication
 	PKI     Handler // below /pki/; public
 	Desired Desired
+	Changes Changes
 	Reports Reports
+
+	Commands Commands // nil means that there are none
+	Events   Events   // nil means that none are taken
+	Presence Presence // nil means that nobody wants to know
 
 	// Metrics takes an OTLP ExportMetricsServiceRequest in the given encoding (application/json or
 	// application/x-protobuf) and returns the response in the same one.
@@ -69,8 +116,12 @@ type Config struct {
 
 	Bus Bus
 
-	MaxConnections int           // 0 means 20,000; more are closed at once
-	Rate           float64       // requests per second of one device; 0 means 20
+	// TicketSecret, shared by all nodes and kept over restarts, is what the keys of TLS sessions are derived
+	// from; at least 32 bytes. nil means a random one: sessions then end with the process.
+	TicketSecret []byte
+
+	MaxConnections int           // 0 means 50,000; more are closed at once
+	Rate           float64       // requests and packets per second of one device; 0 means 20
 	Burst          int           // at once; 0 means 100
 	Concurrent     int           // requests of one device at a time; 0 means 16
 	BodyTimeout    time.Duration // between two pieces of a body, and for a small one in all; 0 means 30 s
@@ -82,11 +133,11 @@ func (c *Config) complete() error {
 	switch {
 	case c.Listener == nil, c.Certificate == nil, c.Identify == nil, c.Trust == nil, c.EST == nil, c.PKI == nil,
 		c.Desired == nil, c.Reports == nil, c.Metrics == nil, c.Artifact == nil, c.Metadata == nil, c.Disposal == nil,
-		c.Bus == nil, c.Log == nil:
+		c.Changes == nil, c.Bus == nil, c.Log == nil:
 		return errors.New("link: a required field of Config is missing")
 	}
 	if c.MaxConnections == 0 {
-		c.MaxConnections = 20_000
+		c.MaxConnections = 50_000
 	}
 	if c.Rate == 0 {
 		c.Rate = 20
@@ -99,6 +150,12 @@ func (c *Config) complete() error {
 	}
 	if c.BodyTimeout == 0 {
 		c.BodyTimeout = 30 * time.Second
+	}
+	if len(c.TicketSecret) > 0 && len(c.TicketSecret) < 32 {
+		return errors.New("link: a ticket secret of less than 32 bytes")
+	}
+	if c.Presence == nil {
+		c.Presence = nobody{}
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -25,9 +26,9 @@ import (
 	"steward/internal/bus"
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/keys"
 	"steward/internal/ledger"
 	"steward/internal/ledger/ledgertest"
-	"steward/internal/keys"
 	"steward/internal/link"
 	"steward/internal/provisioning"
 	"steward/internal/registry"
@@ -44,11 +45,14 @@ type house struct {
 	reg   *registry.Service
 	prov  *provisioning.Service
 	twin  *twin.Service
+	bus   *bus.Bus
 	link  *link.Server
 	addr  string
+	mqtt  string // address of the listener for MQTT
 	roots *x509.CertPool
 	stop  func() error // ends the link and returns what Run returned
 
+	orders    *orders
 	mu        sync.Mutex
 	ahead     time.Duration     // of the rooms' clock before the machine's
 	artifacts map[string][]byte // by tenant and hash
@@ -85,11 +89,12 @@ func (h *house) forward(d time.Duration) {
 
 func newHouse(t testing.TB, db *sqldb.DB, change func(*link.Config)) *house {
 	t.Helper()
-	h := &house{TB: t, db: db, artifacts: map[string][]byte{}}
+	h := &house{TB: t, db: db, artifacts: map[string][]byte{}, orders: &orders{now: time.Now}}
 	ctx := context.Background()
 	b, err := bus.Start(bus.Config{Name: "test"})
 	h.must(err)
 	t.Cleanup(b.Close)
+	h.bus = b
 	l := ledgertest.New(t, db)
 	h.reg = registry.New(registry.Config{DB: db, Ledger: l, Now: h.now})
 	store, err := keys.OpenDir(t.TempDir())
@@ -97,6 +102,9 @@ func newHouse(t testing.TB, db *sqldb.DB, change func(*link.Config)) *house {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	h.must(err)
 	h.addr = listener.Addr().String()
+	mqttListener, err := net.Listen("tcp", "127.0.0.1:0")
+	h.must(err)
+	h.mqtt = mqttListener.Addr().String()
 	log := slog.New(slog.DiscardHandler)
 	h.prov, err = provisioning.New(ctx, provisioning.Config{
 		DB: db, Ledger: l, Devices: h.reg, Fleet: h.reg, Keys: store, Bus: b, Now: h.now, Log: log,
@@ -111,8 +119,8 @@ func newHouse(t testing.TB, db *sqldb.DB, change func(*link.Config)) *house {
 	h.roots = x509.NewCertPool()
 	h.roots.AppendCertsFromPEM([]byte(root))
 	cfg := link.Config{
-		Listener: listener, Certificate: h.prov.LinkCertificate, Identify: h.prov.Identify, Trust: h.prov.Trust, EST: h.prov.EST, PKI: h.prov.PKI,
-		Desired: h.twin, Reports: h.twin, Metrics: h.metrics, Artifact: h.artifact, Metadata: h.metadata, Disposal: h.disposal, Bus: b, Log: log,
+		Listener: listener, MQTTListener: mqttListener, Commands: h.orders, Events: h.orders, Presence: h.orders, Certificate: h.prov.LinkCertificate, Identify: h.prov.Identify, Trust: h.prov.Trust, EST: h.prov.EST, PKI: h.prov.PKI,
+		Desired: h.twin, Changes: h.twin, Reports: h.twin, Metrics: h.metrics, Artifact: h.artifact, Metadata: h.metadata, Disposal: h.disposal, Bus: b, Log: log, Now: h.now,
 	}
 	if change != nil {
 		change(&cfg)
@@ -362,9 +370,36 @@ func (h *house) desire(d device.Device, seconds int) {
 func (h *house) move(d device.Device, to device.Stage) {
 	h.Helper()
 	h.must(h.db.Write(context.Background(), func(tx *sqldb.Tx) error {
-		_, err := h.reg.Move(context.Background(), tx, who, device.Move{Num: d.Num, To: to, Reason: "test"})
-		return err
+		before, err := h.reg.ByNum(context.Background(), tx, d.Num)
+		if err != nil {
+			return err
+		}
+		after, err := h.reg.Move(context.Background(), tx, who, device.Move{Num: d.Num, To: to, Reason: "test"})
+		if err != nil {
+			return err
+		}
+		return h.twin.StageMoved(context.Background(), tx, after, before.Stage)
 	}))
+	h.changed(d)
+}
+
+// changed says on the bus, as the server does after a move, that the device has changed, and waits until
+// the link has heard it.
+func (h *house) changed(d device.Device) {
+	h.Helper()
+	heard := make(chan struct{}, 1)
+	cancel, err := h.bus.Subscribe(link.ChangedSubject, func(string, []byte) {
+		select {
+		case heard <- struct{}{}:
+		default:
+		}
+	})
+	h.must(err)
+	defer cancel()
+	h.must(h.bus.Publish(link.ChangedSubject, strconv.AppendInt(nil, d.Num, 10)))
+	if _, err := within(5*time.Second, heard); err != nil {
+		h.Fatal(err)
+	}
 }
 
 func tool(t *testing.T, name string) string {

@@ -109,7 +109,7 @@ func (s *Server) known(h deviceHandler, keep bool) http.Handler {
 func (s *Server) admit(ctx context.Context, r *http.Request, v *visit) (device.Device, error) {
 	for range 3 {
 		began := time.Now() // as doors.revoke, which is not about the devices' time
-		d, err := s.cfg.Identify(ctx, clientCertificate(r))
+		d, err := s.who.certificate(ctx, clientCertificate(r))
 		if err != nil {
 			if wait := s.strange.take(r.RemoteAddr); wait > 0 {
 				return d, errTooMany(wait)

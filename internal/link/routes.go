@@ -64,6 +64,9 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, d device.Device
 			}
 		}
 		if now == have {
+			if err := s.tellCommands(w, r, d); err != nil {
+				return err
+			}
 			w.Header().Set("ETag", etag(have))
 			w.WriteHeader(http.StatusNotModified)
 			return nil
@@ -71,6 +74,9 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, d device.Device
 	}
 	envelope, epoch, err := s.cfg.Desired.Envelope(r.Context(), d)
 	if err != nil {
+		return err
+	}
+	if err := s.tellCommands(w, r, d); err != nil {
 		return err
 	}
 	h := w.Header()
@@ -86,7 +92,7 @@ func (s *Server) desired(w http.ResponseWriter, r *http.Request, d device.Device
 // while it waited. One that has meanwhile renewed its certificate is sent away without news, and comes
 // back with the new one.
 func (s *Server) waited(w http.ResponseWriter, r *http.Request, d device.Device, have int64) (device.Device, int64, error) {
-	now, err := s.cfg.Identify(r.Context(), clientCertificate(r))
+	now, err := s.who.certificate(r.Context(), clientCertificate(r))
 	var refusal *fault.Error
 	if errors.As(err, &refusal) && refusal.Code == wire.CodeSuperseded {
 		w.Header().Set("Connection", "close")
@@ -99,14 +105,16 @@ func (s *Server) waited(w http.ResponseWriter, r *http.Request, d device.Device,
 	return now, epoch, err
 }
 
-// wait returns nil when the epoch has changed, the time is over or this node shuts down.
+// wait returns nil when the epoch has changed, a command has come, the time is over or this node shuts down.
 func (s *Server) wait(ctx context.Context, num, have int64, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait-time.Duration(rand.Int64N(int64(wait)/10+1)))
 	defer cancel()
 	defer context.AfterFunc(s.stopping, cancel)()
+	ctx, done := s.polls.wait(ctx, num)
+	defer done()
 	_, err := s.cfg.Desired.WaitEpoch(ctx, num, have)
 	switch {
-	case err == nil, errors.Is(ctx.Err(), context.DeadlineExceeded), s.stopping.Err() != nil:
+	case err == nil, errors.Is(ctx.Err(), context.DeadlineExceeded), context.Cause(ctx) == errCommand, s.stopping.Err() != nil:
 		return nil
 	case context.Cause(ctx) != nil:
 		return context.Cause(ctx)
@@ -139,14 +147,7 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request, d device.Device)
 	if err != nil {
 		return err
 	}
-	var report wire.Report
-	if err := wire.Decode(data, &report); err != nil {
-		return badRequest("the report is not the JSON it should be: %s", err)
-	}
-	if err := checkProtocol(strconv.Itoa(report.Protocol)); report.Protocol != 0 && err != nil {
-		return err
-	}
-	answer, err := s.cfg.Reports.Report(r.Context(), d, report)
+	answer, err := s.takeReport(r.Context(), d, data)
 	if err != nil {
 		return err
 	}
@@ -170,10 +171,7 @@ func (s *Server) document(w http.ResponseWriter, r *http.Request, d device.Devic
 	if err != nil {
 		return badRequest("%s", err)
 	}
-	body, err := s.cfg.Reports.Document(r.Context(), d, hash)
-	if errors.Is(err, fault.NotFound) {
-		return fault.Coded(fault.NotFound, wire.CodeDocumentMissing, "this device has no document %s", hash)
-	}
+	body, err := s.findDocument(r.Context(), d, hash)
 	if err != nil {
 		return err
 	}
@@ -181,22 +179,14 @@ func (s *Server) document(w http.ResponseWriter, r *http.Request, d device.Devic
 }
 
 func (s *Server) upload(w http.ResponseWriter, r *http.Request, d device.Device) error {
-	hash, err := wire.ParseHash(r.PathValue("hash"))
-	if err != nil {
+	if _, err := wire.ParseHash(r.PathValue("hash")); err != nil {
 		return badRequest("%s", err)
 	}
 	body, err := read(w, r, wire.MaxDocumentBytes)
 	if err != nil {
 		return err
 	}
-	if got := wire.HashOf(body); got != hash {
-		return badRequest("the body has the hash %s, not that of the path", got)
-	}
-	if err := s.cfg.Reports.Upload(r.Context(), d, hash, body); err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
+	return noContent(w, s.takeDocument(r.Context(), d, r.PathValue("hash"), body))
 }
 
 func (s *Server) metrics(w http.ResponseWriter, r *http.Request, d device.Device) error {

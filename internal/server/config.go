@@ -20,6 +20,10 @@ type Config struct {
 
 	ConsoleAddr string // host:port of console and API; "" means 127.0.0.1:8080; port 0 picks a free one
 	LinkAddr    string // host:port of the devices' door; "" means 0.0.0.0:8443
+	// MQTTAddr is the host:port of a further door for MQTT alone, which the link's port serves, too. "auto" is
+	// the standard port 8883 of the link's address, when it is free and the link has a fixed port; "" and "off"
+	// mean none.
+	MQTTAddr string
 
 	// LinkURL is how devices reach the link, e.g. "https://devices.example.com:8443". "" means
 	// the host's name, or 127.0.0.1 when the link listens on a loopback address, and the link's port.
@@ -168,4 +172,24 @@ func (c Config) linkNames(link, console net.Addr) []string {
 		}
 	}
 	return names
+}
+
+// mqttListener opens the door for MQTT alone, if there is to be one.
+func (c Config) mqttListener() (net.Listener, error) {
+	addr := c.MQTTAddr
+	switch host, port, err := net.SplitHostPort(c.LinkAddr); {
+	case addr == "" || addr == "off":
+		return nil, nil
+	case addr != "auto":
+	case err != nil || port == "0":
+		return nil, nil
+	default:
+		l, err := net.Listen("tcp", net.JoinHostPort(host, "8883"))
+		if err != nil {
+			c.Log.Warn("the standard port of MQTT can't be had; the link's port serves MQTT by ALPN", "error", err)
+			return nil, nil
+		}
+		return l, nil
+	}
+	return net.Listen("tcp", addr)
 }

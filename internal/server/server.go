@@ -32,6 +32,7 @@ type Server struct {
 	handler http.Handler
 
 	consoleListener, linkListener net.Listener
+	mqttListener                  net.Listener // nil when there is none
 	consoleURL                    string
 	door                          linkDoor
 	admin                         client.BootstrapAdmin
@@ -92,6 +93,9 @@ func (s *Server) listen() (err error) {
 	if s.linkListener, err = net.Listen("tcp", s.cfg.LinkAddr); err != nil {
 		return fmt.Errorf("listen for the link: %w", err)
 	}
+	if s.mqttListener, err = s.cfg.mqttListener(); err != nil {
+		return fmt.Errorf("listen for MQTT: %w", err)
+	}
 	s.door = linkDoor{url: s.cfg.linkURL(s.linkListener.Addr()), names: s.cfg.linkNames(s.linkListener.Addr(), s.consoleListener.Addr())}
 	return nil
 }
@@ -99,13 +103,18 @@ func (s *Server) listen() (err error) {
 // makeDoors makes API, console and link over the rooms.
 func (s *Server) makeDoors(ctx context.Context) (err error) {
 	r, cfg := s.rooms, s.cfg
-	s.api = r.newAPI(newRegistry(gauges{rooms: r, connections: func() int { return s.link.Connections() }}))
+	s.api = r.newAPI(newRegistry(gauges{rooms: r, connections: func() link.Counts { return s.link.Counts() }}))
 	s.console = ui.New(ui.Config{Auth: r.access, Log: cfg.Log, Nav: navigation, Events: r.ledger, Now: cfg.Now, Version: cfg.Version})
 	r.routes(s.api, r.pages(s.console))
 	s.handler = s.api.Observe(s.mux())
+	tickets, err := r.keys.Secret(ctx, "link-tickets", 32)
+	if err != nil {
+		return fmt.Errorf("open the secret of TLS sessions: %w", err)
+	}
 	s.link, err = link.New(link.Config{
-		Listener: s.linkListener, Certificate: r.provisioning.LinkCertificate, Identify: r.provisioning.Identify,
-		Trust: r.provisioning.Trust, EST: r.provisioning.EST, PKI: r.provisioning.PKI, Desired: r.twin, Reports: r.twin,
+		Listener: s.linkListener, MQTTListener: s.mqttListener, Certificate: r.provisioning.LinkCertificate, Identify: r.provisioning.Identify,
+		Trust: r.provisioning.Trust, EST: r.provisioning.EST, PKI: r.provisioning.PKI, Desired: r.twin, Changes: r.twin, Reports: r.twin,
+		Commands: r.remote, Events: r.monitoring, Presence: r.monitoring, TicketSecret: tickets,
 		Metrics: r.metrics, Artifact: r.artifact, Metadata: r.release.Metadata, Disposal: r.disposal.Accept,
 		Bus: r.bus, Now: cfg.Now, Log: cfg.Log,
 	})
@@ -305,7 +314,7 @@ func (w *statusOnly) WriteHeader(status int)      { w.status = status }
 
 // Close closes the engines. Call it after Run has returned, or when Run was never called.
 func (s *Server) Close() (err error) {
-	for _, l := range []net.Listener{s.consoleListener, s.linkListener} {
+	for _, l := range []net.Listener{s.consoleListener, s.linkListener, s.mqttListener} {
 		if l != nil {
 			if cerr := l.Close(); !errors.Is(cerr, net.ErrClosed) {
 				err = errors.Join(err, cerr)

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"steward/internal/device"
+	"steward/internal/link"
 	"steward/internal/monitoring"
 )
 
@@ -69,7 +70,7 @@ func (s *stall) check(ctx context.Context) error {
 // gauges are what /metrics tells beside the counts of requests.
 type gauges struct {
 	rooms       *rooms
-	connections func() int // of devices
+	connections func() link.Counts // of devices
 }
 
 var (
@@ -78,7 +79,8 @@ var (
 	descRetries = prometheus.NewDesc("steward_db_retries_total", "Changes that PostgreSQL asked to repeat.", nil, nil)
 	descPending = prometheus.NewDesc("steward_ledger_pending_events", "Events that wait for their place in the ledger's tree.", nil, nil)
 	descBehind  = prometheus.NewDesc("steward_ledger_consumer_behind_events", "Events that a reaction has still to see.", []string{"consumer"}, nil)
-	descConns   = prometheus.NewDesc("steward_link_connections", "Open connections of devices.", nil, nil)
+	descConns   = prometheus.NewDesc("steward_link_connections", "Open connections of devices.", []string{"protocol"}, nil)
+	descShaking = prometheus.NewDesc("steward_link_handshakes", "Connections within their TLS handshake.", nil, nil)
 	descBus     = prometheus.NewDesc("steward_bus_connected", "1 while the bus is connected; without it, nodes poll.", nil, nil)
 )
 
@@ -87,7 +89,7 @@ const scrapeTimeout = 2 * time.Second
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descWrites, descCommits, descRetries, descPending, descBehind, descConns, descBus} {
+	for _, d := range []*prometheus.Desc{descWrites, descCommits, descRetries, descPending, descBehind, descConns, descShaking, descBus} {
 		ch <- d
 	}
 }
@@ -103,7 +105,10 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	one(descWrites, prometheus.CounterValue, float64(stats.Writes))
 	one(descCommits, prometheus.CounterValue, float64(stats.Commits))
 	one(descRetries, prometheus.CounterValue, float64(stats.Retries))
-	one(descConns, prometheus.GaugeValue, float64(g.connections()))
+	links := g.connections()
+	one(descConns, prometheus.GaugeValue, float64(links.HTTPS), "https")
+	one(descConns, prometheus.GaugeValue, float64(links.MQTT), "mqtt")
+	one(descShaking, prometheus.GaugeValue, float64(links.Handshakes))
 	connected := 0.0
 	if r.bus.Connected() {
 		connected = 1

@@ -49,7 +49,7 @@ func TestMetricsTellOfDatabaseLedgerLinkAndBus(t *testing.T) {
 	rec := httptest.NewRecorder()
 	s.handler.ServeHTTP(rec, r)
 	for _, want := range []string{
-		"steward_db_writes_total ", "steward_db_commits_total ", "steward_ledger_pending_events ", "steward_link_connections 0",
+		"steward_db_writes_total ", "steward_db_commits_total ", "steward_ledger_pending_events ", `steward_link_connections{protocol="mqtt"} 0`, "steward_link_handshakes 0",
 		"steward_bus_connected 1", "go_goroutines ", "steward_build_info",
 	} {
 		if !strings.Contains(rec.Body.String(), want) {

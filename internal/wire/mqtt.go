@@ -82,6 +82,13 @@ const (
 // the number of connected devices.
 const UserPropertyReconnect = "steward-reconnect-seconds"
 
+// UserPropertyEpoch is a user property of the device's CONNECT (MQTT 5): the epoch of the desired state that it
+// has accepted. Upon subscription the envelope then comes only when there is a newer one.
+const UserPropertyEpoch = "steward-epoch"
+
+// UserPropertyCode is a user property (MQTT 5) of a CONNACK that refuses: the Problem's Code for it, if any.
+const UserPropertyCode = "steward-code"
+
 // MessageProblem says on down/problem why a message was refused.
 type MessageProblem struct {
 	Problem
