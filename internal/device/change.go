@@ -30,3 +30,12 @@ type Arrival struct {
 	Serial string // the maker's, as delivered
 	Reason string
 }
+
+// Part asks for some of the devices that match, in the order of their numbers: for work that goes
+// through a fleet step by step.
+type Part struct {
+	Selector Selector // besides that of the scope
+	Stages   []Stage  // none means any
+	After    int64    // the number behind which to go on; 0 at the beginning
+	Limit    int      // how many at most
+}

@@ -85,7 +85,10 @@ func BenchmarkMillion(b *testing.B) {
 				measured(b, func(ctx context.Context) error { _, err := dk.LabelKeys(ctx, db, "default"); return err })
 			})
 			b.Run("label-values", func(b *testing.B) {
-				measured(b, func(ctx context.Context) error { _, err := dk.LabelValues(ctx, db, "default", "site", nil, 50); return err })
+				measured(b, func(ctx context.Context) error {
+					_, err := dk.LabelValues(ctx, db, "default", "site", nil, 50)
+					return err
+				})
 			})
 			b.Run("serial-number", func(b *testing.B) {
 				measured(b, func(ctx context.Context) error {

@@ -58,11 +58,11 @@ type plan struct {
 
 // choose picks the entry with the fewest devices, from kept counts: SQLite has no statistics about
 // which label or stage is rare, and the difference is a page in a millisecond or in seconds.
-func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, f Filter) (plan, error) {
+func (s *Service) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, f Filter) (plan, error) {
 	if len(f.IDs) > 0 {
 		return plan{entry: byID}, nil
 	}
-	stages, err := dk.Counts(ctx, q, device.Scope{Tenant: scope.Tenant})
+	stages, err := s.Counts(ctx, q, device.Scope{Tenant: scope.Tenant})
 	if err != nil {
 		return plan{}, err
 	}
@@ -109,15 +109,24 @@ func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 			offer(p, len(p.anchor.Values) == 1)
 		}
 	}
-	if dk.indexed(scope.Tenant, f.Presence) {
-		counts, err := dk.presenceOf(ctx, device.Scope{Tenant: scope.Tenant})
-		if err != nil {
-			return plan{}, err
-		}
-		offer(plan{entry: byPresence, devices: counts[f.Presence]}, false)
-	}
 	if search && best.devices > smallSet {
 		best = plan{entry: byTerm}
+	}
+	return best, nil
+}
+
+// choose begins with presence where that is rarer than all that the registry itself knows.
+func (dk *Desk) choose(ctx context.Context, q sqldb.Reader, scope device.Scope, f Filter) (plan, error) {
+	best, err := dk.Service.choose(ctx, q, scope, f)
+	if err != nil || best.entry == byID || best.entry == byNothing || !dk.indexed(scope.Tenant, f.Presence) {
+		return best, err
+	}
+	counts, err := dk.presenceOf(ctx, device.Scope{Tenant: scope.Tenant})
+	if err != nil {
+		return plan{}, err
+	}
+	if n := counts[f.Presence]; n <= smallSet && (best.entry == byTerm || n < best.devices) {
+		best = plan{entry: byPresence, devices: n}
 	}
 	return best, nil
 }

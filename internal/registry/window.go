@@ -149,3 +149,39 @@ func spanEnd(ctx context.Context, q sqldb.Reader, p plan, scope device.Scope, f 
 	end.Term = string(term)
 	return &end, nil
 }
+
+// Part returns the numbers of devices of the scope that match, in their order, and where to go on: 0
+// when all were looked at. It looks at a bounded number of devices, so it may find fewer than were asked
+// for, or none, with more behind them. One step of long work over a fleet takes one of it.
+func (s *Service) Part(ctx context.Context, q sqldb.Reader, scope device.Scope, part device.Part) (nums []int64, next int64, err error) {
+	f := Filter{Selector: part.Selector, Stages: part.Stages}
+	p, err := s.choose(ctx, q, scope, f)
+	if err != nil || p.entry == byNothing {
+		return nil, 0, err
+	}
+	after := position{Num: part.After}
+	end, err := spanEnd(ctx, q, p, scope, f, after, max(8*part.Limit, 4*firstSpan))
+	if err != nil {
+		return nil, 0, err
+	}
+	b, num := sqldb.NewQuery("SELECT d.num FROM registry_device d WHERE"), "d.num"
+	if p.entry == byLabel {
+		cond, args := anchorCondition(scope.Tenant, p.anchor)
+		b, num = sqldb.NewQuery("SELECT a.num FROM registry_label a CROSS JOIN registry_device d WHERE "+cond, args...).Add("AND d.num = a.num AND"), "a.num"
+	}
+	b.Add(num+" > ? AND d.tenant = ?", part.After, scope.Tenant)
+	if end != nil {
+		b.Add("AND "+num+" <= ?", end.Num)
+		next = end.Num
+	}
+	addFilter(b, p, f)
+	cond, args := scope.Selector.And(part.Selector).Where("registry_label", "d.num")
+	b.Add("AND "+cond, args...).Add("ORDER BY "+num+" LIMIT ?", part.Limit)
+	if nums, err = sqldb.Collect(ctx, q, sqldb.Value[int64], b.SQL(), b.Args()...); err != nil {
+		return nil, 0, fmt.Errorf("look for the next devices: %w", err)
+	}
+	if len(nums) == part.Limit {
+		next = nums[len(nums)-1] // there may be more within the span
+	}
+	return nums, next, nil
+}

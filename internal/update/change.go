@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"steward/internal/device"
@@ -23,23 +24,6 @@ type change struct {
 	name string // of the release
 	mark int64
 	at   time.Time
-
-	devices int64 // that were picked
-}
-
-// manyDevices is from how many devices on a change tells the planner what it has written: PostgreSQL
-// knows of rows that were written in this transaction only after an ANALYZE, and joins 100,000 of them
-// row by row otherwise.
-const manyDevices = 1000
-
-// plan lets the planner see the rows of a big change. SQLite plans by the indexes alone.
-func (c *change) plan(ctx context.Context, tables string) error {
-	analyze := c.tx.Dialect().Pick("", "ANALYZE "+tables)
-	if analyze == "" || c.devices < manyDevices {
-		return nil
-	}
-	_, err := c.exec(ctx, "look at what was written", sqldb.NewQuery(analyze))
-	return err
 }
 
 const picked = `(SELECT num FROM update_device WHERE picked = ?)`
@@ -52,19 +36,41 @@ func (c *change) exec(ctx context.Context, doing string, b *sqldb.Builder) (int6
 	return n, nil
 }
 
-// pickMatching marks the devices that a sub-SELECT names, meeting them where they are new.
-func (c *change) pickMatching(ctx context.Context, tenant device.TenantID, devices string, args []any) (int64, error) {
-	b := sqldb.NewQuery(`WITH matching (num) AS (`).Add(devices, args...).Add(`)
-		INSERT INTO update_device (num, tenant, picked) SELECT num, ?, ? FROM matching WHERE TRUE ORDER BY num
-		ON CONFLICT (num) DO UPDATE SET picked = excluded.picked`, tenant, c.mark)
-	return c.pick(ctx, b)
+// run picks the devices and does the steps to them; without devices it does nothing.
+func (c *change) run(ctx context.Context, tenant device.TenantID, nums []int64, steps ...func(context.Context) error) error {
+	if len(nums) == 0 {
+		return nil
+	}
+	if err := c.pick(ctx, tenant, nums); err != nil {
+		return err
+	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (c *change) pick(ctx context.Context, b *sqldb.Builder) (n int64, err error) {
-	if c.devices, err = c.exec(ctx, "pick devices", b); err != nil {
-		return 0, err
+// rowsAtOnce bounds the rows of one statement: SQLite takes 32,766 arguments.
+const rowsAtOnce = 500
+
+// pick marks devices, meeting them where they are new. The order of their numbers is that in which
+// PostgreSQL locks them.
+func (c *change) pick(ctx context.Context, tenant device.TenantID, nums []int64) error {
+	for chunk := range slices.Chunk(slices.Sorted(slices.Values(nums)), rowsAtOnce) {
+		b := sqldb.NewQuery(`INSERT INTO update_device (num, tenant, picked) VALUES`)
+		for i, num := range chunk {
+			if i > 0 {
+				b.Add(`,`)
+			}
+			b.Add(`(?, ?, ?)`, num, string(tenant), c.mark)
+		}
+		if _, err := c.exec(ctx, "pick devices", b.Add(`ON CONFLICT (num) DO UPDATE SET picked = excluded.picked`)); err != nil {
+			return err
+		}
 	}
-	return c.devices, c.plan(ctx, "update_device")
+	return nil
 }
 
 func (c *change) pickOne(ctx context.Context, num int64) error {
@@ -72,93 +78,138 @@ func (c *change) pickOne(ctx context.Context, num int64) error {
 	return err
 }
 
-// pickUncommitted marks the devices that are asked for the assignment and have not committed it.
-func (c *change) pickUncommitted(ctx context.Context, a Assignment) (int64, error) {
-	return c.pick(ctx, sqldb.NewQuery(`UPDATE update_device SET picked = ? WHERE num IN
-		(SELECT num FROM update_state WHERE assignment = ? AND current = 1 AND state <> ?)`, c.mark, a.num, wire.UpdateCommitted))
+// ahead tells which of the devices are asked for the assignment already, or for a newer one of the same
+// release.
+func (c *change) ahead(ctx context.Context, a Assignment, nums []int64) (map[int64]bool, error) {
+	out := map[int64]bool{}
+	for chunk := range slices.Chunk(nums, rowsAtOnce) {
+		b := sqldb.NewQuery(`SELECT num FROM update_state WHERE name = ? AND current = 1 AND assignment >= ? AND num IN (`, a.Release, a.num)
+		for i, num := range chunk {
+			if i > 0 {
+				b.Add(`,`)
+			}
+			b.Add(`?`, num)
+		}
+		b.Add(`)`)
+		found, err := sqldb.Collect(ctx, c.tx, sqldb.Value[int64], b.SQL(), b.Args()...)
+		if err != nil {
+			return nil, fmt.Errorf("look for newer assignments: %w", err)
+		}
+		for _, num := range found {
+			out[num] = true
+		}
+	}
+	return out, nil
 }
 
-// pickFailed marks the devices that failed the assignment, for the cause when one is given.
-func (c *change) pickFailed(ctx context.Context, a Assignment, cause string) (int64, error) {
-	b := sqldb.NewQuery(`UPDATE update_device SET picked = ? WHERE num IN
-		(SELECT num FROM update_state WHERE assignment = ? AND current = 1 AND state IN (?, ?)`,
-		c.mark, a.num, wire.UpdateFailed, wire.UpdateRolledBack)
-	if cause != "" {
-		b.Add(`AND cause = ?`, cause)
+// askedRow is a device that has had the assignment.
+type askedRow struct {
+	num     int64
+	current bool
+	state   State
+	cause   string
+	changed time.Time
+}
+
+// next returns the next devices that are asked for the assignment and wanted, and moves the work on: to 0
+// at the end. It looks at a few rows for each device that it may return, so that a step stays short
+// however few are wanted.
+func (c *change) next(ctx context.Context, w *work, size int, wanted func(askedRow) bool) ([]int64, error) {
+	rows, err := sqldb.Collect(ctx, c.tx, func(rows *sql.Rows) (r askedRow, err error) {
+		err = rows.Scan(&r.num, &r.current, &r.state, &r.cause, sqldb.ScanMicros(&r.changed))
+		return r, err
+	}, `SELECT num, current, state, cause, changed FROM update_state WHERE assignment = $1 AND num > $2 ORDER BY num LIMIT $3`,
+		w.assignment, w.position, 4*size)
+	if err != nil {
+		return nil, fmt.Errorf("look for the next devices: %w", err)
 	}
-	return c.pick(ctx, b.Add(`)`))
+	w.position = 0
+	var nums []int64
+	for i, r := range rows {
+		if r.current && wanted(r) {
+			nums = append(nums, r.num)
+		}
+		if len(nums) == size || i == 4*size-1 {
+			w.position = r.num
+			break
+		}
+	}
+	return nums, nil
 }
 
 const openStates = `('pending', 'downloading', 'downloaded', 'installed', 'healthy')`
 
 // tally adds the rows of update_state that the condition picks to the kept counters, or takes them away
-// (sign "-"); with a state they count as that one, else each as its own.
-func (c *change) tally(ctx context.Context, sign string, as State, where string, args ...any) error {
-	column, group := "state", ", state"
-	if as != "" {
-		column, group = "'"+string(as)+"'", ""
-	}
-	_, err := c.exec(ctx, "count progress", sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n)
-		SELECT assignment, `+column+`, num % `+shards+`, `+sign+`COUNT(*) FROM update_state `+where+`
-		GROUP BY assignment, num % `+shards+group+`
-		ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, args...))
+// (sign "-"), each as what it is at that moment: a statement that changes rows stands between the two.
+func (c *change) tally(ctx context.Context, sign, where string, args ...any) error {
+	_, err := c.exec(ctx, "count progress", sqldb.NewQuery(`INSERT INTO update_tally (assignment, state, current, shard, n)
+		SELECT assignment, state, current, num % `+shards+`, `+sign+`COUNT(*) FROM update_state `+where+`
+		GROUP BY assignment, state, current, num % `+shards+`
+		ON CONFLICT (assignment, state, current, shard) DO UPDATE SET n = update_tally.n + excluded.n`, args...))
 	return err
+}
+
+// counted takes the rows that the condition picks out of the counters, changes them and counts them again.
+func (c *change) counted(ctx context.Context, where string, args []any, change func() error) error {
+	if err := c.tally(ctx, "-", where, args...); err != nil {
+		return err
+	}
+	if err := change(); err != nil {
+		return err
+	}
+	return c.tally(ctx, "", where, args...)
 }
 
 // retire ends what the devices are asked for now: open states become the given one, results stay.
 func (c *change) retire(ctx context.Context, ending State) error {
-	where := `WHERE name = ? AND current = 1 AND num IN ` + picked
-	open := where + ` AND state IN ` + openStates
-	if err := c.tally(ctx, "-", "", open, c.name, c.mark); err != nil {
+	where, args := `WHERE name = ? AND current = 1 AND num IN `+picked, []any{c.name, c.mark}
+	if err := c.tally(ctx, "-", where, args...); err != nil {
 		return err
 	}
-	if err := c.tally(ctx, "", ending, open, c.name, c.mark); err != nil {
+	// Counted as what they become, before they are no longer found by being current.
+	if _, err := c.exec(ctx, "count progress", sqldb.NewQuery(`INSERT INTO update_tally (assignment, state, current, shard, n)
+		SELECT assignment, CASE WHEN state IN `+openStates+` THEN CAST(? AS TEXT) ELSE state END AS ending, 0, num % `+shards+`, COUNT(*) FROM update_state`, ending).
+		Add(where, args...).Add(`GROUP BY assignment, ending, num % `+shards+`
+		ON CONFLICT (assignment, state, current, shard) DO UPDATE SET n = update_tally.n + excluded.n`)); err != nil {
 		return err
 	}
 	_, err := c.exec(ctx, "end what is asked for", sqldb.NewQuery(`UPDATE update_state SET current = 0, changed = ?,
-		state = CASE WHEN state IN `+openStates+` THEN ? ELSE state END`, sqldb.Micros(c.at), ending).Add(where, c.name, c.mark))
+		state = CASE WHEN state IN `+openStates+` THEN ? ELSE state END`, sqldb.Micros(c.at), ending).Add(where, args...))
 	return err
 }
 
 // take asks the devices for the assignment. A device that had it before goes on where it was; when it
 // was taken away in the middle it begins again.
 func (c *change) take(ctx context.Context, a Assignment) error {
-	// Who comes back from a state that the server gave leaves that state's count.
-	if err := c.tally(ctx, "-", "", `WHERE assignment = ? AND state IN (?, ?, ?) AND num IN `+picked,
-		a.num, Superseded, Cancelled, Withdrawn, c.mark); err != nil {
+	return c.counted(ctx, `WHERE assignment = ? AND num IN `+picked, []any{a.num, c.mark}, func() error {
+		_, err := c.exec(ctx, "ask devices", sqldb.NewQuery(`INSERT INTO update_state (assignment, num, name, version, attempt, current, state, changed)
+			SELECT ?, num, ?, ?, 1, 1, ?, ? FROM update_device WHERE picked = ?
+			ON CONFLICT (assignment, num) DO UPDATE SET current = 1, changed = excluded.changed,
+				state = CASE WHEN update_state.state IN (?, ?, ?) THEN excluded.state ELSE update_state.state END`,
+			a.num, c.name, a.Version, wire.UpdatePending, sqldb.Micros(c.at), c.mark, Superseded, Cancelled, Withdrawn))
 		return err
-	}
-	if _, err := c.exec(ctx, "ask devices", sqldb.NewQuery(`INSERT INTO update_state (assignment, num, name, version, attempt, current, state, changed)
-		SELECT ?, num, ?, ?, 1, 1, ?, ? FROM update_device WHERE picked = ?
-		ON CONFLICT (assignment, num) DO UPDATE SET current = 1, changed = excluded.changed,
-			state = CASE WHEN update_state.state IN (?, ?, ?) THEN excluded.state ELSE update_state.state END`,
-		a.num, c.name, a.Version, wire.UpdatePending, sqldb.Micros(c.at), c.mark, Superseded, Cancelled, Withdrawn)); err != nil {
-		return err
-	}
-	// Results stood in the count all the time; what is pending now is new in it.
-	return c.tally(ctx, "", "", `WHERE assignment = ? AND state = ? AND num IN `+picked, a.num, wire.UpdatePending, c.mark)
+	})
 }
 
 // restore asks the devices for what they had committed last, where there is such a thing.
 func (c *change) restore(ctx context.Context) error {
-	_, err := c.exec(ctx, "go back to what was committed", sqldb.NewQuery(`UPDATE update_state SET current = 1
-		WHERE name = ? AND state = ? AND num IN `+picked+`
-		AND assignment = (SELECT MAX(p.assignment) FROM update_state p WHERE p.num = update_state.num AND p.name = ? AND p.state = ?)`,
-		c.name, wire.UpdateCommitted, c.mark, c.name, wire.UpdateCommitted))
-	return err
+	where := `WHERE name = ? AND state = ? AND num IN ` + picked + `
+		AND assignment = (SELECT MAX(p.assignment) FROM update_state p WHERE p.num = update_state.num AND p.name = ? AND p.state = ?)`
+	args := []any{c.name, wire.UpdateCommitted, c.mark, c.name, wire.UpdateCommitted}
+	return c.counted(ctx, where, args, func() error {
+		_, err := c.exec(ctx, "go back to what was committed", sqldb.NewQuery(`UPDATE update_state SET current = 1`).Add(where, args...))
+		return err
+	})
 }
 
 // again raises the attempt of the devices.
 func (c *change) again(ctx context.Context, a Assignment) error {
-	where := `WHERE assignment = ? AND num IN ` + picked
-	if err := c.tally(ctx, "-", "", where, a.num, c.mark); err != nil {
+	where, args := `WHERE assignment = ? AND num IN `+picked, []any{a.num, c.mark}
+	return c.counted(ctx, where, args, func() error {
+		_, err := c.exec(ctx, "try again", sqldb.NewQuery(`UPDATE update_state SET attempt = attempt + 1, state = ?, step = '', cause = '', changed = ?`,
+			wire.UpdatePending, sqldb.Micros(c.at)).Add(where, args...))
 		return err
-	}
-	if _, err := c.exec(ctx, "try again", sqldb.NewQuery(`UPDATE update_state SET attempt = attempt + 1, state = ?, step = '', cause = '', changed = ?`,
-		wire.UpdatePending, sqldb.Micros(c.at)).Add(where, a.num, c.mark)); err != nil {
-		return err
-	}
-	return c.tally(ctx, "", "", where, a.num, c.mark)
+	})
 }
 
 // group is a set of the marked devices that want the same document now and are asked for the same of
@@ -171,9 +222,6 @@ type group struct {
 // rewrite gives each marked device the document that follows from what it is asked for. It costs three
 // statements per group, however many devices are in it.
 func (c *change) rewrite(ctx context.Context) error {
-	if err := c.plan(ctx, "update_state"); err != nil {
-		return err
-	}
 	groups, err := c.groups(ctx)
 	if err != nil {
 		return err
@@ -191,20 +239,14 @@ const groupFrom = `FROM update_device d LEFT JOIN update_state s ON s.num = d.nu
 func (c *change) groups(ctx context.Context) ([]group, error) {
 	b := sqldb.NewQuery(`SELECT d.wants, COALESCE(s.assignment, 0), COALESCE(s.attempt, 0) `+groupFrom+`
 		GROUP BY d.wants, COALESCE(s.assignment, 0), COALESCE(s.attempt, 0)`, c.name, c.mark)
-	rows, err := c.tx.QueryContext(ctx, b.SQL(), b.Args()...)
+	groups, err := sqldb.Collect(ctx, c.tx, func(rows *sql.Rows) (g group, err error) {
+		err = rows.Scan(&g.wants, &g.assignment, &g.attempt)
+		return g, err
+	}, b.SQL(), b.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("group devices: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var out []group
-	for rows.Next() {
-		var g group
-		if err := rows.Scan(&g.wants, &g.assignment, &g.attempt); err != nil {
-			return nil, err
-		}
-		out = append(out, g)
-	}
-	return out, rows.Err()
+	return groups, nil
 }
 
 func (c *change) rewriteGroup(ctx context.Context, g group) error {

@@ -2,6 +2,7 @@ package update
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 
 	"steward/internal/device"
@@ -43,17 +44,17 @@ func (s *Service) Assignments(ctx context.Context, scope device.Scope, f Filter)
 	if err := httpapi.DecodeCursor(f.Cursor, &pos); err != nil {
 		return nil, "", err
 	}
-	b := sqldb.NewQuery(`SELECT `+assignmentColumns+` FROM update_assignment WHERE tenant = ?`, scope.Tenant)
+	b := sqldb.NewQuery(assignmentColumns+`a.tenant = ?`, scope.Tenant)
 	if f.Release != "" {
-		b.Add(`AND name = ?`, f.Release)
+		b.Add(`AND a.name = ?`, f.Release)
 	}
 	if f.State != "" {
-		b.Add(`AND state = ?`, f.State)
+		b.Add(`AND a.state = ?`, f.State)
 	}
 	if pos.Num > 0 {
-		b.Add(`AND num < ?`, pos.Num)
+		b.Add(`AND a.num < ?`, pos.Num)
 	}
-	list, err := queryAssignments(ctx, s.cfg.DB, b.Add(`ORDER BY num DESC LIMIT ?`, f.Limit+1))
+	list, err := queryAssignments(ctx, s.cfg.DB, b.Add(`ORDER BY a.num DESC LIMIT ?`, f.Limit+1))
 	if err != nil {
 		return nil, "", err
 	}
@@ -82,7 +83,7 @@ func (s *Service) within(scope device.Scope) (string, []any) {
 
 // counts reads the kept counters, or counts when the scope is a part of the tenant.
 func (s *Service) counts(ctx context.Context, scope device.Scope, a Assignment) (map[State]int64, error) {
-	b := sqldb.NewQuery(`SELECT state, SUM(n) FROM update_count WHERE assignment = ? GROUP BY state`, a.num)
+	b := sqldb.NewQuery(`SELECT state, SUM(n) FROM update_tally WHERE assignment = ? GROUP BY state`, a.num)
 	if !scope.Selector.Empty() {
 		cond, args := s.within(scope)
 		b = sqldb.NewQuery(`SELECT s.state, COUNT(*) FROM update_state s WHERE s.assignment = ? AND`, a.num).Add(cond, args...).Add(`GROUP BY s.state`)
@@ -91,23 +92,20 @@ func (s *Service) counts(ctx context.Context, scope device.Scope, a Assignment) 
 }
 
 func countStates(ctx context.Context, q sqldb.Reader, b *sqldb.Builder) (map[State]int64, error) {
-	rows, err := q.QueryContext(ctx, b.SQL(), b.Args()...)
-	if err != nil {
-		return nil, fmt.Errorf("count states: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
 	out := map[State]int64{}
-	for rows.Next() {
+	_, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (struct{}, error) {
 		var state State
 		var n int64
-		if err := rows.Scan(&state, &n); err != nil {
-			return nil, err
-		}
+		err := rows.Scan(&state, &n)
 		if n > 0 {
 			out[state] = n
 		}
+		return struct{}{}, err
+	}, b.SQL(), b.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("count states: %w", err)
 	}
-	return out, rows.Err()
+	return out, nil
 }
 
 // Failures groups an assignment's failures by their first cause, the most frequent first.
@@ -116,100 +114,14 @@ func (s *Service) Failures(ctx context.Context, scope device.Scope, a Assignment
 	b := sqldb.NewQuery(`SELECT s.state, s.step, s.cause, COUNT(*) AS n FROM update_state s WHERE s.assignment = ? AND s.state IN (?, ?) AND`,
 		a.num, wire.UpdateFailed, wire.UpdateRolledBack).Add(cond, args...).
 		Add(`GROUP BY s.state, s.step, s.cause ORDER BY n DESC, s.cause LIMIT 100`)
-	rows, err := s.cfg.DB.QueryContext(ctx, b.SQL(), b.Args()...)
+	list, err := sqldb.Collect(ctx, s.cfg.DB, func(rows *sql.Rows) (f Failure, err error) {
+		err = rows.Scan(&f.State, &f.Step, &f.Cause, &f.Count)
+		return f, err
+	}, b.SQL(), b.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("group failures: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var out []Failure
-	for rows.Next() {
-		var f Failure
-		if err := rows.Scan(&f.State, &f.Step, &f.Cause, &f.Count); err != nil {
-			return nil, err
-		}
-		out = append(out, f)
-	}
-	return out, rows.Err()
-}
-
-// DeviceFilter of DeviceStates. Without an assignment it lists what devices are asked for now.
-type DeviceFilter struct {
-	Assignment string
-	Release    string
-	Version    string
-	State      State
-	Cause      string
-	Busy       bool // only those that rest in the middle of an update for too long
-	Limit      int  // 0 means 50
-	Cursor     string
-}
-
-type devicePosition struct {
-	Num        int64 `json:"n"`
-	Assignment int64 `json:"a"`
-}
-
-// DeviceStates lists the devices behind a number.
-func (s *Service) DeviceStates(ctx context.Context, scope device.Scope, f DeviceFilter) ([]DeviceState, string, error) {
-	if f.Limit <= 0 {
-		f.Limit = 50
-	}
-	var pos devicePosition
-	if err := httpapi.DecodeCursor(f.Cursor, &pos); err != nil {
-		return nil, "", err
-	}
-	cond, args := s.within(scope)
-	b := sqldb.NewQuery(`SELECT s.num, s.assignment, a.id, s.name, s.version, s.attempt, s.current, s.state, s.step, s.cause, s.changed
-		FROM update_state s JOIN update_assignment a ON a.num = s.assignment WHERE a.tenant = ? AND`, scope.Tenant).Add(cond, args...)
-	if f.Assignment != "" {
-		b.Add(`AND a.id = ?`, f.Assignment)
-	} else {
-		b.Add(`AND s.current = 1`)
-	}
-	if f.Busy {
-		b.Add(`AND s.state IN ('downloading', 'downloaded', 'installed', 'healthy') AND s.changed < ?`, sqldb.Micros(s.now().Add(-s.cfg.StuckAfter)))
-	}
-	for _, c := range []struct{ column, value string }{{"s.name", f.Release}, {"s.version", f.Version}, {"s.state", string(f.State)}, {"s.cause", f.Cause}} {
-		if c.value != "" {
-			b.Add(`AND `+c.column+` = ?`, c.value)
-		}
-	}
-	b.Add(`AND (s.num, s.assignment) > (?, ?) ORDER BY s.num, s.assignment LIMIT ?`, pos.Num, pos.Assignment, f.Limit+1)
-	return s.deviceStates(ctx, b, f.Limit)
-}
-
-func (s *Service) deviceStates(ctx context.Context, b *sqldb.Builder, limit int) ([]DeviceState, string, error) {
-	rows, err := s.cfg.DB.QueryContext(ctx, b.SQL(), b.Args()...)
-	if err != nil {
-		return nil, "", fmt.Errorf("list devices: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var list []DeviceState
-	var last []devicePosition
-	for rows.Next() {
-		var d DeviceState
-		var assignment int64
-		if err := rows.Scan(&d.num, &assignment, &d.Assignment, &d.Release, &d.Version, &d.Attempt, &d.Current, &d.State, &d.Step, &d.Cause,
-			sqldb.ScanMicros(&d.Changed)); err != nil {
-			return nil, "", err
-		}
-		list, last = append(list, d), append(last, devicePosition{d.num, assignment})
-	}
-	if err := rows.Err(); err != nil {
-		return nil, "", err
-	}
-	next := ""
-	if len(list) > limit {
-		list, next = list[:limit], httpapi.EncodeCursor(last[limit-1])
-	}
-	for i := range list {
-		d, err := s.cfg.Devices.ByNum(ctx, s.cfg.DB, list[i].num)
-		if err != nil {
-			return nil, "", fmt.Errorf("name device: %w", err)
-		}
-		list[i].Device, list[i].Name = d.ID, d.DisplayName()
-	}
-	return list, next, nil
+	return list, nil
 }
 
 // DeviceUpdates is what one device runs, should run and went through.
@@ -227,27 +139,20 @@ func (s *Service) OfDevice(ctx context.Context, d device.Device) (u DeviceUpdate
 	if u.Installed, err = installedOn(ctx, s.cfg.DB, d.Num); err != nil {
 		return u, err
 	}
-	b := sqldb.NewQuery(`SELECT s.num, s.assignment, a.id, s.name, s.version, s.attempt, s.current, s.state, s.step, s.cause, s.changed
-		FROM update_state s JOIN update_assignment a ON a.num = s.assignment WHERE s.num = ? AND s.current = 1 ORDER BY s.name`, d.Num)
-	if u.Wanted, _, err = s.deviceStates(ctx, b, maxReleases); err != nil {
+	if u.Wanted, err = sqldb.Collect(ctx, s.cfg.DB, scanDeviceState, stateListColumns+`s.num = $1 AND s.current = 1 ORDER BY s.name LIMIT $2`, d.Num, maxReleases); err != nil {
 		return u, err
 	}
-	rows, err := s.cfg.DB.QueryContext(ctx, `SELECT a.id, h.attempt, h.name, h.version, h.state, h.step, h.cause, h.output, h.reached, h.received
+	for i := range u.Wanted {
+		u.Wanted[i].Device, u.Wanted[i].Name = d.ID, d.DisplayName()
+	}
+	u.History, err = sqldb.Collect(ctx, s.cfg.DB, func(rows *sql.Rows) (e HistoryEntry, err error) {
+		err = rows.Scan(&e.Assignment, &e.Attempt, &e.Release, &e.Version, &e.State, &e.Step, &e.Cause, &e.Output,
+			sqldb.ScanMicros(&e.Reached), sqldb.ScanMicros(&e.Received))
+		return e, err
+	}, `SELECT a.id, h.attempt, h.name, h.version, h.state, h.step, h.cause, h.output, h.reached, h.received
 		FROM update_history h JOIN update_assignment a ON a.num = h.assignment
 		WHERE h.num = $1 ORDER BY h.received DESC, h.reached DESC, h.assignment DESC LIMIT $2`, d.Num, historyLimit)
-	if err != nil {
-		return u, err
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	for rows.Next() {
-		var e HistoryEntry
-		if err := rows.Scan(&e.Assignment, &e.Attempt, &e.Release, &e.Version, &e.State, &e.Step, &e.Cause, &e.Output,
-			sqldb.ScanMicros(&e.Reached), sqldb.ScanMicros(&e.Received)); err != nil {
-			return u, err
-		}
-		u.History = append(u.History, e)
-	}
-	return u, rows.Err()
+	return u, err
 }
 
 // Preview tells what an assignment would do, without doing it.
@@ -264,19 +169,14 @@ func (s *Service) Preview(ctx context.Context, scope device.Scope, n NewAssignme
 	b := sqldb.NewQuery(`WITH matching (num) AS (`).Add(matching, args...).Add(`)
 		SELECT s.version, COUNT(*) AS n FROM matching m JOIN update_state s ON s.num = m.num AND s.name = ? AND s.current = 1
 		GROUP BY s.version ORDER BY n DESC LIMIT 20`, n.Release)
-	rows, err := s.cfg.DB.QueryContext(ctx, b.SQL(), b.Args()...)
+	p.Replaces, err = sqldb.Collect(ctx, s.cfg.DB, func(rows *sql.Rows) (r Replaced, err error) {
+		err = rows.Scan(&r.Version, &r.Devices)
+		return r, err
+	}, b.SQL(), b.Args()...)
 	if err != nil {
 		return p, fmt.Errorf("preview: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	for rows.Next() {
-		var r Replaced
-		if err := rows.Scan(&r.Version, &r.Devices); err != nil {
-			return p, err
-		}
-		p.Replaces = append(p.Replaces, r)
-	}
-	return p, rows.Err()
+	return p, nil
 }
 
 type fit struct {
@@ -295,16 +195,14 @@ func (f fit) all() (bytes int64) {
 func (s *Service) previewFit(ctx context.Context, p *Preview, b *sqldb.Builder, f fit) error {
 	b.Add(`) SELECT COALESCE(u.architecture, ''), COALESCE(u.product, ''), COUNT(*) AS n FROM matching m
 		LEFT JOIN update_device u ON u.num = m.num GROUP BY COALESCE(u.architecture, ''), COALESCE(u.product, '') ORDER BY n DESC`)
-	rows, err := s.cfg.DB.QueryContext(ctx, b.SQL(), b.Args()...)
+	groups, err := sqldb.Collect(ctx, s.cfg.DB, func(rows *sql.Rows) (g Misfit, err error) {
+		err = rows.Scan(&g.Architecture, &g.Product, &g.Devices)
+		return g, err
+	}, b.SQL(), b.Args()...)
 	if err != nil {
 		return fmt.Errorf("preview: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	for rows.Next() {
-		var g Misfit
-		if err := rows.Scan(&g.Architecture, &g.Product, &g.Devices); err != nil {
-			return err
-		}
+	for _, g := range groups {
 		p.Devices += g.Devices
 		if g.Architecture == "" {
 			p.Unknown += g.Devices
@@ -319,30 +217,39 @@ func (s *Service) previewFit(ctx context.Context, p *Preview, b *sqldb.Builder, 
 			p.Misfits = append(p.Misfits, g)
 		}
 	}
-	return rows.Err()
+	return nil
 }
 
-// InUse counts the active assignments of a release, and the devices that are asked for it or run it.
+// InUse counts the active assignments of a release, and the devices that are asked for it or run it, up to
+// some ten thousand.
 func (s *Service) InUse(ctx context.Context, q sqldb.Reader, tenant device.TenantID, name, version string) (assignments, devices int64, err error) {
 	if err = q.QueryRowContext(ctx, `SELECT COUNT(*) FROM update_assignment WHERE tenant = $1 AND name = $2 AND version = $3 AND state = $4`,
 		tenant, name, version, Active).Scan(&assignments); err != nil {
 		return 0, 0, err
 	}
 	err = q.QueryRowContext(ctx, `SELECT COUNT(*) FROM (
-			SELECT s.num FROM update_state s JOIN update_assignment a ON a.num = s.assignment
-				WHERE a.tenant = $1 AND a.name = $2 AND a.version = $3 AND s.current = 1
-			UNION SELECT i.num FROM update_installed i JOIN update_device d ON d.num = i.num
-				WHERE d.tenant = $4 AND i.name = $5 AND i.version = $6) used`,
-		tenant, name, version, tenant, name, version).Scan(&devices)
+			SELECT num FROM (SELECT s.num AS num FROM update_assignment a JOIN update_state s ON s.assignment = a.num
+				WHERE a.tenant = $1 AND a.name = $2 AND a.version = $3 AND s.current = 1 LIMIT $4) asked
+			UNION SELECT num FROM (SELECT i.num AS num FROM update_installed i JOIN update_device d ON d.num = i.num
+				WHERE d.tenant = $5 AND i.name = $6 AND i.version = $7 LIMIT $8) running) used`,
+		tenant, name, version, maxInUse, tenant, name, version, maxInUse).Scan(&devices)
 	return assignments, devices, err
 }
 
+// maxInUse is how many of the devices that are asked for a release, and of those that run it, are counted:
+// that many are reason enough to keep it.
+const maxInUse = 10_000
+
 // ReleaseStates counts the scope's devices that are asked for a release now by how far they are.
 func (s *Service) ReleaseStates(ctx context.Context, scope device.Scope, name, version string) (map[string]int64, error) {
-	cond, args := s.within(scope)
-	b := sqldb.NewQuery(`SELECT s.state, COUNT(*) FROM update_assignment a JOIN update_state s ON s.assignment = a.num
-		WHERE a.tenant = ? AND a.name = ? AND a.version = ? AND s.current = 1 AND`, scope.Tenant, name, version).
-		Add(cond, args...).Add(`GROUP BY s.state`)
+	b := sqldb.NewQuery(`SELECT t.state, SUM(t.n) FROM update_assignment a JOIN update_tally t ON t.assignment = a.num
+		WHERE a.tenant = ? AND a.name = ? AND a.version = ? AND t.current = 1 GROUP BY t.state`, scope.Tenant, name, version)
+	if !scope.Selector.Empty() {
+		cond, args := s.within(scope)
+		b = sqldb.NewQuery(`SELECT s.state, COUNT(*) FROM update_assignment a JOIN update_state s ON s.assignment = a.num
+			WHERE a.tenant = ? AND a.name = ? AND a.version = ? AND s.current = 1 AND`, scope.Tenant, name, version).
+			Add(cond, args...).Add(`GROUP BY s.state`)
+	}
 	counts, err := countStates(ctx, s.cfg.DB, b)
 	out := map[string]int64{}
 	for state, n := range counts {

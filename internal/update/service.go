@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/job"
 	"steward/internal/ledger"
 	"steward/internal/sqldb"
 	"steward/internal/ui"
@@ -31,6 +33,10 @@ type Twin interface {
 
 // Devices finds devices; the room registry does.
 type Devices interface {
+	// Part returns the next devices that match, in the order of their numbers, and where to go on; 0 at the end.
+	Part(ctx context.Context, q sqldb.Reader, scope device.Scope, part device.Part) (nums []int64, next int64, err error)
+	// Counts returns how many devices of the scope are in each stage.
+	Counts(ctx context.Context, q sqldb.Reader, scope device.Scope) (map[device.Stage]int64, error)
 	Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (query string, args []any)
 	ByNum(ctx context.Context, q sqldb.Reader, num int64) (device.Device, error)
 	ByID(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id device.ID) (device.Device, error)
@@ -57,8 +63,9 @@ type Config struct {
 
 // Service is the room. It is safe for concurrent use.
 type Service struct {
-	cfg   Config
-	pages *ui.Pages // set by Pages
+	cfg    Config
+	runner *job.Runner
+	pages  *ui.Pages // set by Pages
 }
 
 // New returns the room; it starts nothing.
@@ -72,7 +79,9 @@ func New(cfg Config) *Service {
 	if cfg.StuckAfter == 0 {
 		cfg.StuckAfter = 2 * time.Hour
 	}
-	return &Service{cfg: cfg}
+	s := &Service{cfg: cfg}
+	s.runner = s.newRunner()
+	return s
 }
 
 func (s *Service) now() time.Time { return s.cfg.Now().UTC() }
@@ -108,14 +117,28 @@ func (s *Service) Assign(ctx context.Context, actor device.Actor, scope device.S
 	if _, _, err := s.cfg.Releases.Manifest(ctx, s.cfg.DB, a.Tenant, a.Release, a.Version); err != nil {
 		return a, err
 	}
-	err := s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return s.assign(ctx, tx, &a) })
+	// Counted before, so that the transaction that decides is short.
+	devices, err := s.matching(ctx, a)
+	if err != nil {
+		return a, err
+	}
+	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return s.assign(ctx, tx, &a, devices) })
 	if err != nil {
 		return a, fmt.Errorf("assign %s %s: %w", a.Release, a.Version, err)
 	}
-	return s.Assignment(ctx, scope, a.ID)
+	return s.finish(ctx, scope, a)
 }
 
-func (s *Service) assign(ctx context.Context, tx *sqldb.Tx, a *Assignment) error {
+// matching counts the devices that an assignment reaches now.
+func (s *Service) matching(ctx context.Context, a Assignment) (n int64, err error) {
+	counts, err := s.cfg.Devices.Counts(ctx, s.cfg.DB, device.Scope{Tenant: a.Tenant, Selector: a.Selector})
+	for _, st := range stages {
+		n += counts[st]
+	}
+	return n, err
+}
+
+func (s *Service) assign(ctx context.Context, tx *sqldb.Tx, a *Assignment, devices int64) error {
 	// Read again: the release must not be removed between the check and the commit.
 	if _, _, err := s.cfg.Releases.Manifest(ctx, tx, a.Tenant, a.Release, a.Version); err != nil {
 		return err
@@ -123,21 +146,12 @@ func (s *Service) assign(ctx context.Context, tx *sqldb.Tx, a *Assignment) error
 	if err := insertAssignment(ctx, tx, a); err != nil {
 		return err
 	}
-	c := change{s: s, tx: tx, name: a.Release, mark: newMark(), at: a.Created}
-	devices, args := s.cfg.Devices.Matching(device.Scope{Tenant: a.Tenant}, a.Selector, stages)
-	n, err := c.pickMatching(ctx, a.Tenant, devices, args)
-	if err != nil {
+	if err := overtake(ctx, tx, *a); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{
-		func(ctx context.Context) error { return c.retire(ctx, Superseded) },
-		func(ctx context.Context) error { return c.take(ctx, *a) },
-		c.rewrite,
-		func(ctx context.Context) error { return overtake(ctx, tx, *a) },
-	} {
-		if err := step(ctx); err != nil {
-			return err
-		}
+	n, err := s.begin(ctx, tx, a, work{Progress: Progress{Task: Assigning, Total: devices}})
+	if err != nil {
+		return err
 	}
 	return s.cfg.Ledger.Append(ctx, tx, ledger.Event{
 		Tenant: a.Tenant, Kind: EventAssigned, Subject: a.ID, Actor: a.CreatedBy, Reason: a.Note,
@@ -155,24 +169,26 @@ func newMark() int64 {
 // Cancel takes an assignment back. Devices that have not committed it are asked for what they had
 // committed before, or for nothing; those that have committed keep it.
 func (s *Service) Cancel(ctx context.Context, actor device.Actor, scope device.Scope, id, reason string) (Assignment, error) {
-	err := s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
-		a, err := s.changeable(ctx, tx, scope, id)
+	var a Assignment
+	err := s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) (err error) {
+		if a, err = s.changeable(ctx, tx, scope, id); err != nil {
+			return err
+		}
+		// Whatever else is under way ends here.
+		if _, err := tx.Exec(ctx, `DELETE FROM update_work WHERE assignment = $1`, a.num); err != nil {
+			return err
+		}
+		a.Progress = nil
+		if err := endAssignment(ctx, tx, a, CalledBack, s.now()); err != nil {
+			return err
+		}
+		total, err := asked(ctx, tx, a, func(st State) bool { return st != wire.UpdateCommitted })
 		if err != nil {
 			return err
 		}
-		c := change{s: s, tx: tx, name: a.Release, mark: newMark(), at: s.now()}
-		n, err := c.pickUncommitted(ctx, a)
+		n, err := s.begin(ctx, tx, &a, work{Progress: Progress{Task: Cancelling, Total: total}})
 		if err != nil {
 			return err
-		}
-		for _, step := range []func(context.Context) error{
-			func(ctx context.Context) error { return c.retire(ctx, Cancelled) },
-			c.restore, c.rewrite,
-			func(ctx context.Context) error { return endAssignment(ctx, tx, a, CalledBack, c.at) },
-		} {
-			if err := step(ctx); err != nil {
-				return err
-			}
 		}
 		return s.cfg.Ledger.Append(ctx, tx, ledger.Event{
 			Tenant: a.Tenant, Kind: EventCancelled, Subject: a.ID, Actor: actor, Reason: reason,
@@ -182,25 +198,25 @@ func (s *Service) Cancel(ctx context.Context, actor device.Actor, scope device.S
 	if err != nil {
 		return Assignment{}, fmt.Errorf("cancel assignment %.40s: %w", id, err)
 	}
-	return s.Assignment(ctx, scope, id)
+	return s.finish(ctx, scope, a)
 }
 
 // Retry asks the devices that failed or rolled back for another attempt; a cause limits it to those
 // that failed for it. It returns how many.
 func (s *Service) Retry(ctx context.Context, actor device.Actor, scope device.Scope, id, cause string) (n int64, err error) {
-	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
-		a, err := s.changeable(ctx, tx, scope, id)
-		if err != nil {
+	var a Assignment
+	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) (err error) {
+		if a, err = s.changeable(ctx, tx, scope, id); err != nil {
 			return err
 		}
-		c := change{s: s, tx: tx, name: a.Release, mark: newMark(), at: s.now()}
-		if n, err = c.pickFailed(ctx, a, cause); err != nil || n == 0 {
+		if err := underWay(a); err != nil {
 			return err
 		}
-		if err := c.again(ctx, a); err != nil {
+		total, err := countFailed(ctx, tx, a, cause)
+		if n = total; err != nil || n == 0 {
 			return err
 		}
-		if err := c.rewrite(ctx); err != nil {
+		if n, err = s.begin(ctx, tx, &a, work{cause: cause, Progress: Progress{Task: Retrying, Total: total}}); err != nil {
 			return err
 		}
 		return s.cfg.Ledger.Append(ctx, tx, ledger.Event{
@@ -211,7 +227,8 @@ func (s *Service) Retry(ctx context.Context, actor device.Actor, scope device.Sc
 	if err != nil {
 		return 0, fmt.Errorf("retry assignment %.40s: %w", id, err)
 	}
-	return n, nil
+	_, err = s.finish(ctx, scope, a)
+	return n, err
 }
 
 // changeable reads an assignment that the caller may change now.
@@ -331,7 +348,7 @@ func (s *Service) Follow(ctx context.Context, tx *sqldb.Tx, events []ledger.Even
 	done := map[key]bool{}
 	for _, e := range events {
 		k := key{e.Tenant, e.Device}
-		if e.Device == "" || done[k] || (e.Kind != "device.moved" && e.Kind != "device.labeled") {
+		if e.Device == "" || done[k] || !matters(e) {
 			continue
 		}
 		done[k] = true
@@ -349,7 +366,15 @@ func (s *Service) Follow(ctx context.Context, tx *sqldb.Tx, events []ledger.Even
 	return nil
 }
 
-// Run follows the ledger until ctx ends.
-func (s *Service) Run(ctx context.Context) error {
-	return s.cfg.Ledger.Consume(ctx, "update", s.Follow)
+// matters tells whether an event may change what its device is entitled to. A move between stages in
+// which devices are asked for nothing does not: a delivery of 100,000 devices is none of this room's.
+func matters(e ledger.Event) bool {
+	switch e.Kind {
+	case "device.labeled":
+		return true
+	case "device.moved":
+		var move struct{ From, To device.Stage }
+		return json.Unmarshal(e.Data, &move) != nil || served(move.From) || served(move.To)
+	}
+	return false
 }

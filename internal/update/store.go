@@ -41,6 +41,12 @@ func overtake(ctx context.Context, tx *sqldb.Tx, a Assignment) error {
 	if _, err := tx.Exec(ctx, b.SQL(), b.Args()...); err != nil {
 		return fmt.Errorf("end older assignments: %w", err)
 	}
+	// What was on its way to devices for them need not arrive.
+	b = sqldb.NewQuery(`DELETE FROM update_work WHERE kind <> ? AND assignment IN
+		(SELECT num FROM update_assignment WHERE tenant = ? AND name = ? AND superseded_by = ?)`, string(Cancelling), a.Tenant, a.Release, a.ID)
+	if _, err := tx.Exec(ctx, b.SQL(), b.Args()...); err != nil {
+		return fmt.Errorf("end changes of older assignments: %w", err)
+	}
 	return nil
 }
 
@@ -49,15 +55,23 @@ func endAssignment(ctx context.Context, tx *sqldb.Tx, a Assignment, state Assign
 	return err
 }
 
-const assignmentColumns = `num, id, tenant, name, version, target, selector, author_scope, note, state, superseded_by, created, created_by, ended`
+// An assignment is read with the change that is under way, if any, in one statement.
+const assignmentColumns = `SELECT a.num, a.id, a.tenant, a.name, a.version, a.target, a.selector, a.author_scope, a.note, a.state, a.superseded_by,
+	a.created, a.created_by, a.ended, COALESCE(w.kind, ''), COALESCE(w.done, 0), COALESCE(w.total, 0), COALESCE(w.started, 0)
+	FROM update_assignment a LEFT JOIN update_work w ON w.assignment = a.num WHERE `
 
 func scanAssignment(scan func(...any) error) (Assignment, error) {
 	var a Assignment
+	var p Progress
 	var selector, by string
 	err := scan(&a.num, &a.ID, &a.Tenant, &a.Release, &a.Version, &a.target, &selector, &a.authorScope, &a.Note,
-		&a.State, &a.SupersededBy, sqldb.ScanMicros(&a.Created), &by, sqldb.ScanMicros(&a.Ended))
+		&a.State, &a.SupersededBy, sqldb.ScanMicros(&a.Created), &by, sqldb.ScanMicros(&a.Ended),
+		&p.Task, &p.Done, &p.Total, sqldb.ScanMicros(&p.Started))
 	if err != nil {
 		return a, err
+	}
+	if p.Task != "" {
+		a.Progress = &p
 	}
 	if a.Selector, err = device.ParseSelector(selector); err != nil {
 		return a, fmt.Errorf("read assignment %s: %w", a.ID, err)
@@ -69,24 +83,11 @@ func scanAssignment(scan func(...any) error) (Assignment, error) {
 }
 
 func queryAssignments(ctx context.Context, q sqldb.Reader, b *sqldb.Builder) ([]Assignment, error) {
-	rows, err := q.QueryContext(ctx, b.SQL(), b.Args()...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var out []Assignment
-	for rows.Next() {
-		a, err := scanAssignment(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, a)
-	}
-	return out, rows.Err()
+	return sqldb.Collect(ctx, q, func(rows *sql.Rows) (Assignment, error) { return scanAssignment(rows.Scan) }, b.SQL(), b.Args()...)
 }
 
 func assignmentByID(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id string) (Assignment, error) {
-	a, err := scanAssignment(q.QueryRowContext(ctx, `SELECT `+assignmentColumns+` FROM update_assignment WHERE id = $1 AND tenant = $2`, id, tenant).Scan)
+	a, err := scanAssignment(q.QueryRowContext(ctx, assignmentColumns+`a.id = $1 AND a.tenant = $2`, id, tenant).Scan)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = fault.New(fault.NotFound, "there is no assignment %.60q", id)
 	}
@@ -94,12 +95,36 @@ func assignmentByID(ctx context.Context, q sqldb.Reader, tenant device.TenantID,
 }
 
 func assignmentByNum(ctx context.Context, q sqldb.Reader, num int64) (Assignment, error) {
-	return scanAssignment(q.QueryRowContext(ctx, `SELECT `+assignmentColumns+` FROM update_assignment WHERE num = $1`, num).Scan)
+	return scanAssignment(q.QueryRowContext(ctx, assignmentColumns+`a.num = $1`, num).Scan)
 }
 
 func activeAssignments(ctx context.Context, q sqldb.Reader, tenant device.TenantID) ([]Assignment, error) {
-	return queryAssignments(ctx, q, sqldb.NewQuery(`SELECT `+assignmentColumns+` FROM update_assignment
-		WHERE tenant = ? AND state = ? ORDER BY num DESC`, tenant, Active))
+	return queryAssignments(ctx, q, sqldb.NewQuery(assignmentColumns+`a.tenant = ? AND a.state = ? ORDER BY a.num DESC`, tenant, Active))
+}
+
+// asked counts, from kept counters, the devices that are asked for the assignment and in a state that is
+// wanted.
+func asked(ctx context.Context, q sqldb.Reader, a Assignment, wanted func(State) bool) (n int64, err error) {
+	counts, err := countStates(ctx, q, sqldb.NewQuery(`SELECT state, SUM(n) FROM update_tally WHERE assignment = ? AND current = 1 GROUP BY state`, a.num))
+	for state, some := range counts {
+		if wanted(state) {
+			n += some
+		}
+	}
+	return n, err
+}
+
+// countFailed counts the devices that may try again.
+func countFailed(ctx context.Context, q sqldb.Reader, a Assignment, cause string) (n int64, err error) {
+	if cause == "" {
+		return asked(ctx, q, a, failed)
+	}
+	err = q.QueryRowContext(ctx, `SELECT COUNT(*) FROM update_state WHERE assignment = $1 AND state IN ($2, $3) AND current = 1 AND cause = $4`,
+		a.num, wire.UpdateFailed, wire.UpdateRolledBack, cause).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count failures: %w", err)
+	}
+	return n, nil
 }
 
 // meetDevice makes the device's row.
@@ -131,21 +156,13 @@ func scanState(scan func(...any) error) (r stateRow, err error) {
 
 // currentOf returns what the device is asked for, by release name.
 func currentOf(ctx context.Context, q sqldb.Reader, num int64) (map[string]stateRow, error) {
-	rows, err := q.QueryContext(ctx, `SELECT `+stateColumns+` FROM update_state s JOIN update_assignment a ON a.num = s.assignment
-		WHERE s.num = $1 AND s.current = 1`, num)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	out := map[string]stateRow{}
-	for rows.Next() {
-		r, err := scanState(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
+	rows, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (stateRow, error) { return scanState(rows.Scan) },
+		`SELECT `+stateColumns+` FROM update_state s JOIN update_assignment a ON a.num = s.assignment WHERE s.num = $1 AND s.current = 1`, num)
+	out := make(map[string]stateRow, len(rows))
+	for _, r := range rows {
 		out[r.name] = r
 	}
-	return out, rows.Err()
+	return out, err
 }
 
 // stateOf returns the device's row of an assignment; ok is false when it was never asked for it.
@@ -169,13 +186,20 @@ func moveCount(ctx context.Context, tx *sqldb.Tx, row stateRow, num int64, to St
 		steps[0], steps[1] = steps[1], steps[0]
 	}
 	for _, step := range steps {
-		b := sqldb.NewQuery(`INSERT INTO update_count (assignment, state, shard, n) VALUES (?, ?, ? % `+shards+`, ?)
-			ON CONFLICT (assignment, state, shard) DO UPDATE SET n = update_count.n + excluded.n`, row.assignment, step.state, num, step.n)
+		b := sqldb.NewQuery(`INSERT INTO update_tally (assignment, state, current, shard, n) VALUES (?, ?, ?, ? % `+shards+`, ?)
+			ON CONFLICT (assignment, state, current, shard) DO UPDATE SET n = update_tally.n + excluded.n`, row.assignment, step.state, flag(row.current), num, step.n)
 		if _, err := tx.Exec(ctx, b.SQL(), b.Args()...); err != nil {
 			return fmt.Errorf("count progress: %w", err)
 		}
 	}
 	return nil
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func storeProgress(ctx context.Context, tx *sqldb.Tx, row stateRow, num int64, p wire.UpdateProgress, at time.Time) error {
@@ -196,20 +220,10 @@ func insertHistory(ctx context.Context, tx *sqldb.Tx, row stateRow, num int64, e
 type Installed = wire.InstalledRelease
 
 func installedOn(ctx context.Context, q sqldb.Reader, num int64) ([]Installed, error) {
-	rows, err := q.QueryContext(ctx, `SELECT name, version, since FROM update_installed WHERE num = $1 ORDER BY name`, num)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var out []Installed
-	for rows.Next() {
-		var i Installed
-		if err := rows.Scan(&i.Name, &i.Version, sqldb.ScanMicros(&i.Since)); err != nil {
-			return nil, err
-		}
-		out = append(out, i)
-	}
-	return out, rows.Err()
+	return sqldb.Collect(ctx, q, func(rows *sql.Rows) (i Installed, err error) {
+		err = rows.Scan(&i.Name, &i.Version, sqldb.ScanMicros(&i.Since))
+		return i, err
+	}, `SELECT name, version, since FROM update_installed WHERE num = $1 ORDER BY name`, num)
 }
 
 func replaceInstalled(ctx context.Context, tx *sqldb.Tx, num int64, list []Installed) error {

@@ -112,6 +112,7 @@ type Assignment struct {
 	CreatedBy    device.Actor    `json:"created_by"`
 	Ended        time.Time       `json:"ended,omitzero"`
 	Counts       map[State]int64 `json:"states" doc:"Devices by state"`
+	Progress     *Progress       `json:"progress,omitempty" doc:"A change that is on its way to the devices"`
 
 	num         int64
 	target      string
