@@ -42,7 +42,7 @@ func benchAssign(b *testing.B, db *sqldb.DB, n int) {
 	ctx := context.Background()
 	h := newHouse(b, db)
 	told := &counted{Service: h.twin}
-	h.Service = update.New(update.Config{DB: db, Ledger: h.ledger, Twin: told, Devices: h.reg, Releases: shelf{}, Now: h.now})
+	h.Service = update.New(update.Config{DB: db, Ledger: h.ledger, Twin: told, Devices: h.reg, Releases: h.releases, Now: h.now})
 	for made := 0; made < n; made += 1000 {
 		h.write(func(tx *sqldb.Tx) error {
 			for i := range 1000 {

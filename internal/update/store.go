@@ -238,3 +238,22 @@ func replaceInstalled(ctx context.Context, tx *sqldb.Tx, num int64, list []Insta
 	}
 	return nil
 }
+
+// CheckCounts counts all progress anew and returns a sentence for each kept counter that is wrong, at
+// most 20. It reads every device and so is for checks of the whole database, not for requests.
+func (s *Service) CheckCounts(ctx context.Context, q sqldb.Reader) ([]string, error) {
+	wrong, err := sqldb.Collect(ctx, q, func(rows *sql.Rows) (string, error) {
+		var assignment, current, kept, counted int64
+		var state string
+		err := rows.Scan(&assignment, &state, &current, &kept, &counted)
+		return fmt.Sprintf("updates: kept %d, counted %d of assignment number %d in state %s, current %d", kept, counted, assignment, state, current), err
+	}, `SELECT COALESCE(k.assignment, t.assignment), COALESCE(k.state, t.state), COALESCE(k.current, t.current), COALESCE(k.n, 0), COALESCE(t.n, 0)
+		FROM (SELECT assignment, state, current, SUM(n) AS n FROM update_tally GROUP BY assignment, state, current) k
+		FULL JOIN (SELECT assignment, state, current, COUNT(*) AS n FROM update_state GROUP BY assignment, state, current) t
+			ON t.assignment = k.assignment AND t.state = k.state AND t.current = k.current
+		WHERE COALESCE(k.n, 0) <> COALESCE(t.n, 0) LIMIT 20`)
+	if err != nil {
+		return nil, fmt.Errorf("check the counts of updates: %w", err)
+	}
+	return wrong, nil
+}

@@ -35,9 +35,14 @@ var (
 )
 
 // shelf is a room release with whatever version is asked for, but "gone".
-type shelf struct{}
+type shelf struct {
+	decided func() // called after the transaction that looked for a release, when set
+}
 
-func (shelf) Manifest(_ context.Context, _ sqldb.Reader, _ device.TenantID, name, version string) (wire.ReleaseManifest, map[string]int64, error) {
+func (s *shelf) Manifest(_ context.Context, q sqldb.Reader, _ device.TenantID, name, version string) (wire.ReleaseManifest, map[string]int64, error) {
+	if tx, inside := q.(*sqldb.Tx); inside && s.decided != nil {
+		tx.AfterCommit(s.decided)
+	}
 	if version == "gone" {
 		return wire.ReleaseManifest{}, nil, fault.New(fault.NotFound, "there is no release %s %s", name, version)
 	}
@@ -50,11 +55,12 @@ func (shelf) Manifest(_ context.Context, _ sqldb.Reader, _ device.TenantID, name
 
 type house struct {
 	testing.TB
-	db     *sqldb.DB
-	ledger *ledger.Ledger
-	reg    *registry.Service
-	twin   *twin.Service
-	key    crypto.PublicKey
+	db       *sqldb.DB
+	ledger   *ledger.Ledger
+	reg      *registry.Service
+	twin     *twin.Service
+	key      crypto.PublicKey
+	releases *shelf
 	*update.Service
 	mu    sync.Mutex
 	clock time.Time
@@ -73,14 +79,14 @@ func newHouse(t testing.TB, db *sqldb.DB) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{TB: t, db: db, key: public, ledger: ledgertest.New(t, db), clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	h := &house{TB: t, db: db, key: public, releases: &shelf{}, ledger: ledgertest.New(t, db), clock: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	h.reg = registry.New(registry.Config{DB: db, Ledger: h.ledger, Now: h.now})
 	h.twin = twin.New(twin.Config{DB: db, Key: private, Now: h.now, Reactions: map[wire.Section]twin.Reaction{
 		wire.SectionUpdate: func(ctx context.Context, tx *sqldb.Tx, d device.Device, body []byte) error {
 			return h.OnReported(ctx, tx, d, body)
 		},
 	}})
-	h.Service = update.New(update.Config{DB: db, Ledger: h.ledger, Twin: h.twin, Devices: h.reg, Releases: shelf{}, Now: h.now})
+	h.Service = update.New(update.Config{DB: db, Ledger: h.ledger, Twin: h.twin, Devices: h.reg, Releases: h.releases, Now: h.now})
 	return h
 }
 
