@@ -194,6 +194,11 @@ func Append(buf *bytes.Buffer, p *Packet) error {
 	if encode == nil {
 		return fmt.Errorf("encode a packet of type %d", p.FixedHeader.Type)
 	}
+	if p.FixedHeader.Type == TypePuback && p.ReasonCode == 0 && p.Properties.ReasonString == "" && len(p.Properties.User) == 0 {
+		// By far the most frequent packet; the library would look at each property that it might have.
+		buf.Write([]byte{TypePuback << 4, 2, byte(p.PacketID >> 8), byte(p.PacketID)})
+		return nil
+	}
 	p.Mods.AllowResponseInfo = true // else the library leaves Correlation Data out
 	switch p.FixedHeader.Type {
 	case TypePubrel, TypeSubscribe, TypeUnsubscribe:
