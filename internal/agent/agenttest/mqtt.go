@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -47,6 +48,44 @@ func (s *Server) DropStreams() {
 	for e := range s.streams {
 		_ = e.conn.Close()
 	}
+}
+
+// EpochsAtConnect lists the epochs that devices said that they have.
+func (s *Server) EpochsAtConnect() map[int64]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.epochs)
+}
+
+// HTTPConnections counts the living connections that are not MQTT's.
+func (s *Server) HTTPConnections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// watch counts connections and how their handshakes went.
+func (s *Server) watch(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		s.conns[conn] = true
+	case http.StateClosed, http.StateHijacked:
+		delete(s.conns, conn)
+	}
+}
+
+// shaken counts a handshake.
+func (s *Server) shaken(state tls.ConnectionState) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kind := "full handshake"
+	if state.DidResume {
+		kind = "resumption"
+	}
+	s.calls[kind]++
+	return nil
 }
 
 // Disconnect ends every MQTT connection with a reason.
@@ -120,6 +159,9 @@ func (s *Server) stream(conn net.Conn, state *tls.ConnectionState) {
 		return
 	}
 	e.id = p.Connect.ClientIdentifier
+	if epoch, err := strconv.ParseInt(mqtt.Property(p.Properties.User, wire.UserPropertyEpoch), 10, 64); err == nil {
+		s.Do(func() { s.epochs[epoch] = true })
+	}
 	if !e.connack() {
 		return
 	}

@@ -68,6 +68,8 @@ type Server struct {
 	disposal []byte
 	calls    map[string]int
 	streams  map[*endpoint]bool
+	conns    map[net.Conn]bool
+	epochs   map[int64]bool // that CONNECTs have named
 	commands []wire.RemoteCommand
 	results  map[string]wire.RemoteResult
 	events   []wire.DeviceEvent
@@ -114,7 +116,7 @@ func StartWith(t testing.TB, doors Doors) *Server {
 	s := &Server{
 		t: t, sections: map[wire.Section]wire.Hash{}, docs: map[wire.Hash][]byte{}, epoch: 1, woken: make(chan struct{}),
 		issued: map[string]string{}, reported: map[wire.Section]wire.Hash{}, calls: map[string]int{},
-		streams: map[*endpoint]bool{}, results: map[string]wire.RemoteResult{}, doors: doors,
+		streams: map[*endpoint]bool{}, conns: map[net.Conn]bool{}, epochs: map[int64]bool{}, results: map[string]wire.RemoteResult{}, doors: doors,
 		Life: time.Hour, Now: time.Now, Artifacts: map[string][]byte{}, Metadata: map[string][]byte{}, Interval: 60,
 	}
 	s.makeAuthority()
@@ -122,6 +124,8 @@ func StartWith(t testing.TB, doors Doors) *Server {
 	s.http.EnableHTTP2 = true
 	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.http.TLS = &tls.Config{Certificates: []tls.Certificate{s.serverCertificate()}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
+	s.http.TLS.VerifyConnection = s.shaken
+	s.http.Config.ConnState = s.watch
 	if doors.MQTT {
 		s.http.TLS.NextProtos = []string{"h2", "http/1.1", wire.ALPNMQTT}
 		s.http.Config.Protocols = new(http.Protocols)
@@ -129,6 +133,7 @@ func StartWith(t testing.TB, doors Doors) *Server {
 		s.http.Config.Protocols.SetHTTP2(true)
 		s.http.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 			wire.ALPNMQTT: func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
+				s.watch(conn, http.StateClosed) // it is no connection of HTTP
 				state := conn.ConnectionState()
 				s.stream(conn, &state)
 			},

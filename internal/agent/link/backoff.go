@@ -53,14 +53,18 @@ func (b *Backoff) bound() time.Duration {
 // Reset is for a success.
 func (b *Backoff) Reset() { b.failures = 0 }
 
-// stop remembers a refusal that makes asking again pointless; later requests get it without contact.
-func (c *Client) stop(err error) {
+// stop remembers a refusal that makes asking again pointless; later requests get it without contact. What
+// was said to a former identity does not count.
+func (c *Client) stop(err error, generation int) {
 	var p *Problem
 	if !errors.As(err, &p) || !Stopped(p) {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if generation != c.generation {
+		return
+	}
 	slow := c.cfg.SlowRetry
 	if slow == 0 {
 		slow = time.Hour

@@ -280,13 +280,14 @@ func (c *Client) do(ctx context.Context, r request) (answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Patience+r.wait)
 	defer cancel()
 	defer c.rest()
+	generation := c.currentGeneration()
 	res, err := c.send(ctx, r)
 	if err != nil {
 		return answer{}, err
 	}
 	defer func() { _ = res.Body.Close() }()
 	got, err := c.read(res, r.limit)
-	c.stop(err)
+	c.stop(err, generation)
 	return got, err
 }
 

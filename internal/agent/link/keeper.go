@@ -138,39 +138,57 @@ type attemptError struct {
 }
 
 func (e *attemptError) Error() string {
-	return map[string]string{ViaMQTT: "MQTT", ViaWebSocket: "MQTT in a WebSocket"}[e.via] + ": " + e.err.Error()
+	return map[string]string{ViaMQTT: "MQTT: ", ViaWebSocket: "MQTT in a WebSocket: "}[e.via] + e.err.Error()
 }
 
 func (e *attemptError) Unwrap() error { return e.err }
 
 // attempt tries the ways in order. It goes on to the next one only when the way itself is at fault.
 func (k *keeper) attempt(ctx context.Context, ways []string) (*stream, error) {
-	var last *attemptError
 	var why []string
+	var last *attemptError
 	for _, via := range ways {
-		s, err := k.c.connectBy(ctx, via, k.freeSlot())
-		if err == nil {
-			k.doubt[via] = 0
+		s, failed := k.try(ctx, via)
+		if failed == nil {
 			return s, nil
 		}
-		last = &attemptError{kindOf(err), via, err}
-		k.c.cfg.Log.Debug("not connected", "via", via, "error", err)
-		if last.kind == doubtful {
-			k.doubt[via]++
+		if failed.kind != unfit || ctx.Err() != nil {
+			return nil, failed
 		}
-		if last.kind == unreachable || last.kind == unwanted || ctx.Err() != nil || last.kind == doubtful && k.doubt[via] < doubts {
-			return nil, last
-		}
-		if last.kind == doubtful {
-			if asked := k.c.askWhy(ctx); asked != nil {
-				return nil, &attemptError{unreachable, via, err}
-			}
-		}
-		k.doubt[via] = 0
-		why = append(why, last.Error())
+		why = append(why, failed.Error())
+		last = failed
 	}
-	last.kind, last.err = unfit, errors.New(strings.Join(why, "; "))
+	last.via, last.err = "", errors.New(strings.Join(why, "; "))
 	return nil, last
+}
+
+// try tries one way. Failures without a clear cause make it unfit when there were some in a row, HTTPS is
+// answered, and it still fails then: at the end of an outage any order of failures can be seen.
+func (k *keeper) try(ctx context.Context, via string) (*stream, *attemptError) {
+	s, failed := k.once(ctx, via)
+	if failed == nil || failed.kind != doubtful {
+		k.doubt[via] = 0
+		return s, failed
+	}
+	if k.doubt[via]++; k.doubt[via] < doubts || k.c.askWhy(ctx) != nil {
+		failed.kind = unreachable
+		return nil, failed
+	}
+	k.doubt[via] = 0
+	s, failed = k.once(ctx, via)
+	if failed != nil && failed.kind == doubtful {
+		failed.kind = unfit
+	}
+	return s, failed
+}
+
+func (k *keeper) once(ctx context.Context, via string) (*stream, *attemptError) {
+	s, err := k.c.connectBy(ctx, via, k.freeSlot())
+	if err == nil {
+		return s, nil
+	}
+	k.c.cfg.Log.Debug("not connected", "via", via, "error", err)
+	return nil, &attemptError{kindOf(err), via, err}
 }
 
 // freeSlot is a client ID that no living connection of ours has.
@@ -195,12 +213,7 @@ func (c *Client) connectBy(ctx context.Context, via string, slot int) (*stream, 
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.begin(ctx, conn, via, slot)
-	if err != nil {
-		return nil, err
-	}
-	s.generation, s.began = generation, time.Now()
-	return s, nil
+	return c.begin(ctx, conn, via, slot, generation)
 }
 
 // Try connects by the best way that works, ends that connection, and returns the way. A connection of the
@@ -275,7 +288,7 @@ func (k *keeper) failed(ctx context.Context, err error) {
 	if errors.As(err, &failed) && (failed.kind == unfit || failed.kind == unwanted) {
 		var asked error
 		if p := problemIn(err); Stopped(p) {
-			c.stop(p)
+			c.stop(p, c.currentGeneration())
 		} else {
 			asked = c.askWhy(ctx)
 		}
@@ -408,6 +421,9 @@ func (k *keeper) lost(ctx context.Context, err error) {
 		k.retry.Reset()
 	}
 	k.c.cfg.Log.Info("connection lost", "via", s.via, "error", err)
+	if s.generation != k.c.currentGeneration() {
+		return // the one of the new identity is due anyway
+	}
 	var reason *mqtt.ReasonError
 	if errors.As(err, &reason) {
 		switch reason.Reason {

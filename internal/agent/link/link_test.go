@@ -44,6 +44,19 @@ func enrolled(t *testing.T, s *agenttest.Server, cfg link.Config) *link.Client {
 	if err := c.UseTrust(s.Trust); err != nil {
 		t.Fatal(err)
 	}
+	c.UseIdentity(newIdentity(t, func(csr []byte) ([][]byte, error) {
+		certs, err := c.Enroll(t.Context(), agenttest.Serial, agenttest.Secret, csr)
+		if err != nil {
+			return nil, err
+		}
+		return [][]byte{certs[0].Raw}, nil
+	}))
+	return c
+}
+
+// newIdentity makes a key and asks for its certificate.
+func newIdentity(t *testing.T, ask func(csr []byte) ([][]byte, error)) *tls.Certificate {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -52,15 +65,18 @@ func enrolled(t *testing.T, s *agenttest.Server, cfg link.Config) *link.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certs, err := c.Enroll(t.Context(), agenttest.Serial, agenttest.Secret, csr)
+	chain, err := ask(csr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if certs[0].Subject.CommonName != agenttest.DeviceID {
-		t.Fatalf("certificate of %s", certs[0].Subject.CommonName)
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		t.Fatal(err)
 	}
-	c.UseIdentity(&tls.Certificate{Certificate: [][]byte{certs[0].Raw}, PrivateKey: key, Leaf: certs[0]})
-	return c
+	if leaf.Subject.CommonName != agenttest.DeviceID {
+		t.Fatalf("certificate of %s", leaf.Subject.CommonName)
+	}
+	return &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
 }
 
 func TestPlainHTTPIsRefused(t *testing.T) {

@@ -42,7 +42,7 @@ type stream struct {
 	window     int64 // seconds, wire.UserPropertyReconnect; 0 when the server did not say
 	patience   time.Duration
 
-	stop     func(error)                // Client.stop
+	stop     func(error)                // Client.stop for this generation
 	commands func([]wire.RemoteCommand) // Config.Commands; may be nil
 
 	mu        sync.Mutex
@@ -61,9 +61,11 @@ type reply struct {
 }
 
 // begin speaks MQTT over the connection and subscribes.
-func (c *Client) begin(ctx context.Context, conn *listened, via string, slot int) (*stream, error) {
+func (c *Client) begin(ctx context.Context, conn *listened, via string, slot, generation int) (*stream, error) {
 	s := &stream{
-		conn: conn, via: via, slot: slot, patience: c.cfg.Patience, stop: c.stop, commands: c.cfg.Commands,
+		conn: conn, via: via, slot: slot, patience: c.cfg.Patience, generation: generation, commands: c.cfg.Commands,
+		stop:    func(err error) { c.stop(err, generation) },
+		began:   time.Now(),
 		waiting: map[string]chan reply{}, epoch: Whole, pushing: true, announced: Whole, news: make(chan struct{}),
 	}
 	keepAlive := c.cfg.KeepAlive

@@ -77,9 +77,10 @@ func (c *Client) route(ctx context.Context) (*stream, <-chan struct{}, error) {
 	for {
 		c.mu.Lock()
 		w, moved := c.way, c.moved
+		former := w.stream != nil && w.stream.generation != c.generation
 		c.mu.Unlock()
 		switch {
-		case w.https, w.off:
+		case w.https, w.off, former: // what a former identity says may not count any more
 			return nil, moved, nil
 		case w.stream != nil:
 			if err := c.silence(); err != nil {

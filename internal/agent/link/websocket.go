@@ -137,8 +137,10 @@ func (s *socket) control(op byte, final bool, size int, length int64) error {
 	case opClose:
 		_ = s.send(opClose, payload[:min(2, len(payload))]) // the connection ends either way
 		return io.EOF
+	case opPong:
+		return nil
 	}
-	return nil
+	return errSocket
 }
 
 // Write sends one binary frame.
