@@ -34,6 +34,10 @@ var resources = []resource{
 		columns: []column{{"ID", "id"}, {"SERIAL", "serial"}, {"DEVICE", "device"}, {"STATE", "state"}, {"EXPIRES", "expires|age"}, {"NOTE", "note"}},
 	},
 	{
+		names: []string{"node", "nodes"}, path: "/nodes", whole: true, listed: true,
+		columns: []column{{"NAME", "name"}, {"STATE", "state"}, {"SEEN", "seen|age"}, {"STARTED", "started|age"}, {"VERSION", "version"}, {"CONSOLE", "console"}, {"LINK", "link"}, {"LEASES", "leases"}},
+	},
+	{
 		names: []string{"authority", "authorities"}, path: "/authorities", whole: true, listed: true,
 		columns: []column{{"ID", "id"}, {"KIND", "kind"}, {"SUBJECT", "subject"}, {"EXPIRES", "expires|age"}},
 	},

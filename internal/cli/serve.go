@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) runCommands() []*cobra.Command {
-	return inGroup("run", a.serverCommand(), a.backupCommand(), a.restoreCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand())
+	return inGroup("run", a.serverCommand(), a.backupCommand(), a.restoreCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand(), a.keysCommand())
 }
 
 func (a *app) serverCommand() *cobra.Command {
@@ -67,6 +67,16 @@ DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.`,
 	f.StringSliceVar(&proxies, "trusted-proxy", nil, "network of proxies whose X-Forwarded-For is believed (repeat)")
 	f.StringVar(&cfg.Database, "database", os.Getenv("STEWARD_DATABASE"), "postgres://… instead of the embedded database (or STEWARD_DATABASE)")
 	f.StringVar(&cfg.NATS, "nats", os.Getenv("STEWARD_NATS"), "nats://… instead of the embedded bus (or STEWARD_NATS)")
+	f.StringVar(&cfg.NATSOptions.Credentials, "nats-credentials", "", "NATS credentials file (.creds)")
+	f.StringVar(&cfg.NATSOptions.CA, "nats-ca", "", "PEM authorities that sign NATS' certificate")
+	f.StringVar(&cfg.NATSOptions.Cert, "nats-cert", "", "PEM certificate for NATS")
+	f.StringVar(&cfg.NATSOptions.Key, "nats-key", "", "PEM key for NATS")
+	f.StringVar(&cfg.NodeName, "node-name", "", "name of this node among several (default: the machine's name)")
+	f.StringVar(&cfg.BusListen, "bus-listen", os.Getenv("STEWARD_BUS_LISTEN"), "host:port at which other nodes' buses connect (or STEWARD_BUS_LISTEN)")
+	f.StringVar(&cfg.BusAdvertise, "bus-advertise", os.Getenv("STEWARD_BUS_ADVERTISE"), "host:port at which they reach it, when it isn't that (or STEWARD_BUS_ADVERTISE)")
+	f.StringVar(&cfg.Artifacts, "artifacts", os.Getenv("STEWARD_ARTIFACTS"), "directory that all nodes share, or s3://…, for release artifacts (or STEWARD_ARTIFACTS)")
+	f.StringVar(&cfg.MasterKeyFile, "master-key-file", os.Getenv("STEWARD_MASTER_KEY_FILE"), "keep all keys in the database, sealed under this file's key (or STEWARD_MASTER_KEY_FILE)")
+	f.BoolVar(&cfg.NewLedgerKey, "new-ledger-key", false, "go on with a new ledger key after the old one was lost (PostgreSQL)")
 	f.DurationVar(&cfg.CertificateLife, "certificate-life", 90*24*time.Hour, "life of device certificates")
 	f.DurationVar(&cfg.ReportInterval, "report-interval", time.Minute, "how often devices report")
 	f.DurationVar(&cfg.MetricsRetention, "metrics-retention", 15*24*time.Hour, "how long metrics are kept")

@@ -52,8 +52,11 @@ type Config struct {
 	// Life is how long a node is believed to live after its last sign; 0 means four beats. The work of
 	// a killed node stands still for this long and two beats at most.
 	Life time.Duration
-	Now  func() time.Time // nil means time.Now; it is only shown, never counted with
-	Log  *slog.Logger     // nil discards
+	// Looked is called after each beat with all nodes, by one goroutine at a time and also within Open;
+	// nil is fine.
+	Looked func([]Node)
+	Now    func() time.Time // nil means time.Now; it is only shown, never counted with
+	Log    *slog.Logger     // nil discards
 }
 
 const (

@@ -124,6 +124,9 @@ func (n *Nodes) beat(ctx context.Context) error {
 		return err
 	}
 	n.forget(ctx, nodes)
+	if n.cfg.Looked != nil {
+		n.cfg.Looked(list(nodes))
+	}
 	return nil
 }
 
@@ -195,11 +198,15 @@ func (n *Nodes) List(ctx context.Context) ([]Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	return list(rows), nil
+}
+
+func list(rows []row) []Node {
 	out := make([]Node, len(rows))
 	for i, r := range rows {
 		out[i] = r.Node
 	}
-	return out, nil
+	return out
 }
 
 // Alive returns the nodes that have given a sign of life lately, this one included.

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"steward/internal/bus"
 )
 
 // Config of a Server. Only DataDir is required.
@@ -41,6 +43,17 @@ type Config struct {
 
 	Database string // "" means sqlite:DataDir/steward.db; else postgres://…
 	NATS     string // "" means one inside the process; else nats://…
+	// NATSOptions are credentials and certificates for an outside NATS.
+	NATSOptions bus.Outside
+
+	// NodeName is what people call this node; "" means the machine's name.
+	NodeName string
+	// BusListen is the host:port at which the buses inside other nodes connect, by mutual TLS; "" means
+	// that there is one node, or an outside NATS. BusAdvertise is how they reach it, when it isn't that.
+	BusListen, BusAdvertise string
+	// Artifacts is where release artifacts are kept: a directory that all nodes share, or
+	// s3://bucket/prefix?endpoint=…; "" means DataDir/artifacts.
+	Artifacts string
 
 	// MasterKeyFile holds the key under which all others are sealed in the database, so that nodes share
 	// nothing but that. "" means that they are files in DataDir/keys.
@@ -87,6 +100,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Database == "" {
 		c.Database = c.embedded()
+	}
+	if c.Artifacts == "" {
+		c.Artifacts = c.path("artifacts")
 	}
 	if (c.ConsoleCert == "") != (c.ConsoleKey == "") {
 		return c, errors.New("console certificate and key are given together or not at all")

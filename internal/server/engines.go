@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"steward/internal/access"
 	"steward/internal/blob"
@@ -30,6 +29,8 @@ type engines struct {
 	bus  *bus.Bus
 	blob *blob.Store
 	keys keys.Movable
+
+	nodes *lease.Nodes // set when this node joins, before anything runs
 }
 
 // Migrations lists the tables of all rooms.
@@ -54,13 +55,13 @@ func openEngines(ctx context.Context, cfg Config) (e engines, err error) {
 			return e, err
 		}
 	}
-	if e.bus, err = bus.Start(bus.Config{URL: cfg.NATS, Log: cfg.Log}); err != nil {
-		return e, fmt.Errorf("start the bus: %w", err)
-	}
-	if e.blob, err = blob.Dir(cfg.path("artifacts")); err != nil {
+	if e.keys, err = OpenKeys(ctx, cfg, e.db); err != nil {
 		return e, err
 	}
-	e.keys, err = OpenKeys(ctx, cfg, e.db)
+	if e.bus, err = openBus(ctx, cfg, e.keys); err != nil {
+		return e, err
+	}
+	e.blob, err = blob.Open(ctx, cfg.Artifacts, cfg.path("artifacts"), cfg.Log)
 	return e, err
 }
 

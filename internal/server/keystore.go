@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"steward/internal/keys"
 	"steward/internal/ledger"
@@ -75,4 +76,37 @@ func (r *rooms) ledgerKey(ctx context.Context) (*ledger.Key, error) {
 
 func (r *rooms) sharesLedger() bool {
 	return r.db.Dialect() == sqldb.Postgres && !r.cfg.NewLedgerKey
+}
+
+// SealKeys copies the keys of a data directory into the database, sealed under the master key, and
+// returns how many there are. No server may run in the data directory.
+func SealKeys(ctx context.Context, cfg Config) (n int, err error) {
+	if cfg, err = cfg.withDefaults(); err != nil {
+		return 0, err
+	}
+	if _, err := os.Stat(cfg.path("keys")); err != nil {
+		return 0, fmt.Errorf("no keys to seal: %w", err)
+	}
+	unlock, err := Lock(cfg.DataDir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	db, err := sqldb.Open(ctx, cfg.Database)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := db.Migrate(ctx, keys.Migration()); err != nil {
+		return 0, err
+	}
+	from, err := OpenKeyDir(ctx, cfg.path("keys"))
+	if err != nil {
+		return 0, err
+	}
+	to, err := OpenKeys(ctx, cfg, db)
+	if err != nil {
+		return 0, err
+	}
+	return keys.Copy(ctx, from, to)
 }

@@ -78,10 +78,10 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 	if err := r.makeDisposal(ctx); err != nil {
 		return nil, err
 	}
-	r.remote = remote.New(remote.Config{DB: e.db, Ledger: r.ledger, Devices: r.registry, Bus: e.bus, Group: r.group, Log: cfg.Log, Now: cfg.Now})
+	r.remote = remote.New(remote.Config{DB: e.db, Ledger: r.ledger, Devices: r.registry, Bus: e.bus, Group: r.group, Once: r.once, Log: cfg.Log, Now: cfg.Now})
 	r.monitoring, err = monitoring.Open(monitoring.Config{
 		DB: e.db, Ledger: r.ledger, Devices: r.registry, Twin: r.twin, Dir: cfg.path("metrics"),
-		Keep: cfg.MetricsRetention, Log: cfg.Log, Now: cfg.Now,
+		Keep: cfg.MetricsRetention, Once: r.once, Log: cfg.Log, Now: cfg.Now,
 	})
 	return r, err
 }
@@ -110,7 +110,7 @@ func (r *rooms) makeSpine(ctx context.Context) error {
 		return err
 	}
 	r.twin = twin.New(twin.Config{
-		DB: r.db, Key: envelope, Bus: r.bus, Ledger: r.ledger, Devices: r.registry, Now: r.cfg.Now, Log: r.cfg.Log,
+		DB: r.db, Key: envelope, Bus: r.bus, Ledger: r.ledger, Devices: r.registry, Once: r.once, Now: r.cfg.Now, Log: r.cfg.Log,
 		Contact: r.contact, ContactUnchanged: func(d device.Device, rep wire.Report) { r.monitoring.Seen(d, rep) },
 		Clone: func(ctx context.Context, tx *sqldb.Tx, d device.Device, old, new string) error {
 			return r.provisioning.Clone(ctx, tx, d, old, new)
@@ -146,6 +146,7 @@ func (r *rooms) makeDisposal(ctx context.Context) error {
 // routes adds the API of all rooms.
 func (r *rooms) routes(a *httpapi.API, desk *registry.Desk) {
 	desk.Routes(a)
+	r.nodeRoutes(a)
 	r.ledger.Routes(a)
 	r.access.Routes(a)
 	r.twin.Routes(a)
@@ -176,6 +177,7 @@ var navigation = []ui.NavItem{
 // pages adds the console's pages of all rooms and returns the desk that shows devices.
 func (r *rooms) pages(c *ui.Console) *registry.Desk {
 	r.access.Pages(c)
+	r.nodePages(c)
 	r.purchase.Pages(c)
 	r.provisioning.Pages(c)
 	r.release.Pages(c)
@@ -188,7 +190,7 @@ func (r *rooms) pages(c *ui.Console) *registry.Desk {
 		Registry: r.registry, Presence: presence{r.monitoring}, PresenceCounts: r.presenceCounts, PresenceIn: presenceIn,
 		ModelNames: r.modelNames, Panels: panels, Recent: r.ledger, Sentence: r.ledger.Sentence, Log: r.cfg.Log,
 		Notices: []func(context.Context, device.Scope) ([]ui.Notice, error){
-			r.provisioning.Notices, r.update.Notices, r.monitoring.Notices, r.disposal.Notices, r.release.Notices, r.purchase.Notices,
+			r.provisioning.Notices, r.update.Notices, r.monitoring.Notices, r.disposal.Notices, r.release.Notices, r.purchase.Notices, r.nodeNotices,
 		},
 	})
 	desk.Pages(c)

@@ -82,7 +82,10 @@ func Open(ctx context.Context, cfg Config) (s *Server, err error) {
 	if err = s.makeDoors(ctx); err != nil {
 		return s, err
 	}
-	return s, s.prepare(ctx)
+	if err = s.prepare(ctx); err != nil {
+		return s, err
+	}
+	return s, s.join(ctx)
 }
 
 // listen opens both ports, so that a taken one is told at once and port 0 is known to everybody.
@@ -163,7 +166,11 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err := removeBootstrap(s.cfg.DataDir); err != nil {
 		return err
 	}
-	if s.token, err = s.rooms.access.BootstrapToken(ctx, name, "bootstrap"); err != nil {
+	tokenName, err := s.rooms.bootstrapToken()
+	if err != nil {
+		return err
+	}
+	if s.token, err = s.rooms.access.BootstrapToken(ctx, name, tokenName); err != nil {
 		return err
 	}
 	scheme := "http"
@@ -226,13 +233,14 @@ func (s *Server) LinkURL() string { return s.door.url }
 func (s *Server) Run(ctx context.Context) error {
 	r := s.rooms
 	var g run.Group
+	g.Add("nodes", r.nodes.Run)
 	g.Add("console", s.serveConsole)
 	g.Add("live pages", s.console.Run)
 	g.Add("link", s.link.Run)
 	g.Add("ledger", r.ledger.Run)
 	g.Add("twin", r.twin.Run)
 	g.Add("purchase", r.purchase.Run)
-	g.Add("release", r.release.Run)
+	g.Add("release", r.alone("release", r.release.Run))
 	g.Add("update", r.update.Run)
 	g.Add("monitoring", r.monitoring.Run)
 	g.Add("disposal", r.disposal.Run)
