@@ -3,6 +3,8 @@ package update_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,9 +29,10 @@ func (c *counted) SetDesiredWhere(ctx context.Context, tx *sqldb.Tx, nums string
 	return c.Service.SetDesiredWhere(ctx, tx, nums, args, section, doc)
 }
 
-// BenchmarkAssignToFleet assigns a release to a whole fleet that has another already. The metric
-// "documents" is how often the twin was told a new document: once per group of devices that wanted the
-// same, whatever their number.
+// BenchmarkAssignToFleet assigns a release to a whole fleet that has another already, while somebody else
+// writes all the time. The metrics: after what time the caller has its answer, how many devices a second
+// the change reaches, how often the twin was told a document (once per step and group of devices that
+// wanted the same), and how long the other writer waits for a transaction of one row.
 func BenchmarkAssignToFleet(b *testing.B) {
 	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
 		for _, n := range []int{1_000, 100_000} {
@@ -39,36 +42,77 @@ func BenchmarkAssignToFleet(b *testing.B) {
 }
 
 func benchAssign(b *testing.B, db *sqldb.DB, n int) {
-	ctx := context.Background()
 	h := newHouse(b, db)
 	told := &counted{Service: h.twin}
 	h.Service = update.New(update.Config{DB: db, Ledger: h.ledger, Twin: told, Devices: h.reg, Releases: h.releases, Now: h.now})
 	for made := 0; made < n; made += 1000 {
-		h.write(func(tx *sqldb.Tx) error {
-			for i := range 1000 {
-				d, err := h.reg.Create(ctx, tx, operator, device.New{
-					Tenant: tenant, Serial: fmt.Sprintf("S-%d", made+i), Stage: device.Staged, Reason: "test",
-					Labels: map[string]string{"site": fmt.Sprintf("s%d", i%10)},
-				})
-				if err == nil {
-					_, err = h.reg.Move(ctx, tx, operator, device.Move{Num: d.Num, To: device.Enrolled, Reason: "test"})
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		h.made(made, 1000)
 	}
-	h.assign("tools", "1", "site in (s0,s1,s2)") // so that there are two groups
+	h.running()
+	h.until(h.assign("tools", "1", "site in (s0,s1,s2)"), fmt.Sprintf("pending %d", n*3/10)) // so that there are two groups
 	told.calls = 0
-	b.ResetTimer()
-	for i := range b.N {
-		h.assign("app", fmt.Sprintf("%d", i), "")
-	}
-	b.StopTimer()
+	var answered time.Duration
+	waits := h.meanwhile(func() {
+		b.ResetTimer()
+		for i := range b.N {
+			began := time.Now()
+			a := h.assign("app", fmt.Sprintf("%d", i), "")
+			answered += time.Since(began)
+			h.until(a, fmt.Sprintf("pending %d", n))
+		}
+		b.StopTimer()
+	})
+	b.ReportMetric(float64(answered.Milliseconds())/float64(b.N), "answer-ms")
 	b.ReportMetric(float64(told.calls)/float64(b.N), "documents/op")
 	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "devices/s")
+	b.ReportMetric(float64(waits[len(waits)*99/100].Milliseconds()), "other-p99-ms")
+	b.ReportMetric(float64(waits[len(waits)-1].Milliseconds()), "other-max-ms")
+}
+
+// made makes n devices in service behind the first ones, at ten sites.
+func (h *house) made(first, n int) {
+	h.write(func(tx *sqldb.Tx) error {
+		ctx := context.Background()
+		list, moves := make([]device.New, n), make([]device.Move, n)
+		for i := range list {
+			list[i] = device.New{Tenant: tenant, Serial: fmt.Sprintf("S-%d", first+i), Stage: device.Staged, Reason: "test",
+				Labels: map[string]string{"site": fmt.Sprintf("s%d", i%10)}}
+		}
+		devices, err := h.reg.CreateMany(ctx, tx, operator, list)
+		for i, d := range devices {
+			moves[i] = device.Move{Num: d.Num, To: device.Enrolled, Reason: "test"}
+		}
+		if err == nil {
+			_, err = h.reg.MoveMany(ctx, tx, operator, moves)
+		}
+		return err
+	})
+}
+
+// meanwhile writes one row again and again while fn runs and returns how long each took, in order.
+func (h *house) meanwhile(fn func()) []time.Duration {
+	ctx, cancel := context.WithCancel(context.Background())
+	var waits []time.Duration
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			began := time.Now()
+			err := h.db.Write(context.Background(), func(tx *sqldb.Tx) error {
+				_, err := tx.Exec(context.Background(), "UPDATE ledger_cursor SET at = at WHERE name = 'nobody'")
+				return err
+			})
+			if err != nil {
+				h.Error(err)
+				return
+			}
+			waits = append(waits, time.Since(began))
+		}
+	})
+	fn()
+	cancel()
+	wg.Wait()
+	slices.Sort(waits)
+	return waits
 }
 
 // BenchmarkReport is what one device's step costs the server.

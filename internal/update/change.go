@@ -139,13 +139,18 @@ func (c *change) next(ctx context.Context, w *work, size int, wanted func(askedR
 
 const openStates = `('pending', 'downloading', 'downloaded', 'installed', 'healthy')`
 
-// tally adds the rows of update_state that the condition picks to the kept counters, or takes them away
+// pickedStates are the rows of update_state, under the name s, of the marked devices. CROSS JOIN has SQLite
+// begin with the devices: it would walk all rows of an assignment for the order that a GROUP BY wants.
+const pickedStates = `FROM update_device d CROSS JOIN update_state s WHERE d.picked = ? AND s.num = d.num AND `
+
+const addCounts = ` ON CONFLICT (assignment, state, current, shard) DO UPDATE SET n = update_tally.n + excluded.n`
+
+// tally adds the marked devices' rows that the condition picks to the kept counters, or takes them away
 // (sign "-"), each as what it is at that moment: a statement that changes rows stands between the two.
 func (c *change) tally(ctx context.Context, sign, where string, args ...any) error {
 	_, err := c.exec(ctx, "count progress", sqldb.NewQuery(`INSERT INTO update_tally (assignment, state, current, shard, n)
-		SELECT assignment, state, current, num % `+shards+`, `+sign+`COUNT(*) FROM update_state `+where+`
-		GROUP BY assignment, state, current, num % `+shards+`
-		ON CONFLICT (assignment, state, current, shard) DO UPDATE SET n = update_tally.n + excluded.n`, args...))
+		SELECT s.assignment, s.state, s.current, s.num % `+shards+`, `+sign+`COUNT(*) `+pickedStates, c.mark).
+		Add(where, args...).Add(`GROUP BY s.assignment, s.state, s.current, s.num % `+shards+addCounts))
 	return err
 }
 
@@ -162,26 +167,26 @@ func (c *change) counted(ctx context.Context, where string, args []any, change f
 
 // retire ends what the devices are asked for now: open states become the given one, results stay.
 func (c *change) retire(ctx context.Context, ending State) error {
-	where, args := `WHERE name = ? AND current = 1 AND num IN `+picked, []any{c.name, c.mark}
-	if err := c.tally(ctx, "-", where, args...); err != nil {
+	if err := c.tally(ctx, "-", `s.name = ? AND s.current = 1`, c.name); err != nil {
 		return err
 	}
 	// Counted as what they become, before they are no longer found by being current.
 	if _, err := c.exec(ctx, "count progress", sqldb.NewQuery(`INSERT INTO update_tally (assignment, state, current, shard, n)
-		SELECT assignment, CASE WHEN state IN `+openStates+` THEN CAST(? AS TEXT) ELSE state END AS ending, 0, num % `+shards+`, COUNT(*) FROM update_state`, ending).
-		Add(where, args...).Add(`GROUP BY assignment, ending, num % `+shards+`
-		ON CONFLICT (assignment, state, current, shard) DO UPDATE SET n = update_tally.n + excluded.n`)); err != nil {
+		SELECT s.assignment, CASE WHEN s.state IN `+openStates+` THEN CAST(? AS TEXT) ELSE s.state END AS ending, 0, s.num % `+shards+`, COUNT(*)`, ending).
+		Add(pickedStates+`s.name = ? AND s.current = 1`, c.mark, c.name).
+		Add(`GROUP BY s.assignment, ending, s.num % `+shards+addCounts)); err != nil {
 		return err
 	}
 	_, err := c.exec(ctx, "end what is asked for", sqldb.NewQuery(`UPDATE update_state SET current = 0, changed = ?,
-		state = CASE WHEN state IN `+openStates+` THEN ? ELSE state END`, sqldb.Micros(c.at), ending).Add(where, args...))
+		state = CASE WHEN state IN `+openStates+` THEN ? ELSE state END WHERE name = ? AND current = 1 AND num IN `+picked,
+		sqldb.Micros(c.at), ending, c.name, c.mark))
 	return err
 }
 
 // take asks the devices for the assignment. A device that had it before goes on where it was; when it
 // was taken away in the middle it begins again.
 func (c *change) take(ctx context.Context, a Assignment) error {
-	return c.counted(ctx, `WHERE assignment = ? AND num IN `+picked, []any{a.num, c.mark}, func() error {
+	return c.counted(ctx, `s.assignment = ?`, []any{a.num}, func() error {
 		_, err := c.exec(ctx, "ask devices", sqldb.NewQuery(`INSERT INTO update_state (assignment, num, name, version, attempt, current, state, changed)
 			SELECT ?, num, ?, ?, 1, 1, ?, ? FROM update_device WHERE picked = ?
 			ON CONFLICT (assignment, num) DO UPDATE SET current = 1, changed = excluded.changed,
@@ -191,23 +196,25 @@ func (c *change) take(ctx context.Context, a Assignment) error {
 	})
 }
 
+// lastCommitted is the condition on rows under the name s that they are what the device committed last.
+const lastCommitted = `s.name = ? AND s.state = ? AND s.assignment =
+	(SELECT MAX(p.assignment) FROM update_state p WHERE p.num = s.num AND p.name = ? AND p.state = ?)`
+
 // restore asks the devices for what they had committed last, where there is such a thing.
 func (c *change) restore(ctx context.Context) error {
-	where := `WHERE name = ? AND state = ? AND num IN ` + picked + `
-		AND assignment = (SELECT MAX(p.assignment) FROM update_state p WHERE p.num = update_state.num AND p.name = ? AND p.state = ?)`
-	args := []any{c.name, wire.UpdateCommitted, c.mark, c.name, wire.UpdateCommitted}
-	return c.counted(ctx, where, args, func() error {
-		_, err := c.exec(ctx, "go back to what was committed", sqldb.NewQuery(`UPDATE update_state SET current = 1`).Add(where, args...))
+	args := []any{c.name, wire.UpdateCommitted, c.name, wire.UpdateCommitted}
+	return c.counted(ctx, lastCommitted, args, func() error {
+		_, err := c.exec(ctx, "go back to what was committed", sqldb.NewQuery(`UPDATE update_state AS s SET current = 1 WHERE s.num IN `+picked+` AND `, c.mark).
+			Add(lastCommitted, args...))
 		return err
 	})
 }
 
 // again raises the attempt of the devices.
 func (c *change) again(ctx context.Context, a Assignment) error {
-	where, args := `WHERE assignment = ? AND num IN `+picked, []any{a.num, c.mark}
-	return c.counted(ctx, where, args, func() error {
-		_, err := c.exec(ctx, "try again", sqldb.NewQuery(`UPDATE update_state SET attempt = attempt + 1, state = ?, step = '', cause = '', changed = ?`,
-			wire.UpdatePending, sqldb.Micros(c.at)).Add(where, args...))
+	return c.counted(ctx, `s.assignment = ?`, []any{a.num}, func() error {
+		_, err := c.exec(ctx, "try again", sqldb.NewQuery(`UPDATE update_state SET attempt = attempt + 1, state = ?, step = '', cause = '', changed = ?
+			WHERE assignment = ? AND num IN `+picked, wire.UpdatePending, sqldb.Micros(c.at), a.num, c.mark))
 		return err
 	})
 }
