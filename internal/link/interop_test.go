@@ -4,14 +4,17 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"database/sql"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +22,7 @@ import (
 	paho3 "github.com/eclipse/paho.mqtt.golang"
 
 	"steward/internal/device"
+	"steward/internal/provisioning"
 	"steward/internal/wire"
 )
 
@@ -243,4 +247,56 @@ func toolOf(t *testing.T, name, debian string) string {
 	}
 	t.Skipf("%s is not installed: install Debian's package %s", name, debian)
 	return ""
+}
+
+// TestDeviceInShellOfTheContractRuns takes the script out of docs/device-contract.md, as a reader would.
+func TestDeviceInShellOfTheContractRuns(t *testing.T) {
+	for name, debian := range map[string]string{"mosquitto_sub": "mosquitto-clients", "curl": "curl", "openssl": "openssl", "jq": "jq"} {
+		toolOf(t, name, debian)
+	}
+	doc, err := os.ReadFile("../../docs/device-contract.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(doc), "### A device in shell, by MQTT")
+	_, rest, _ = strings.Cut(rest, "```sh\n")
+	script, _, ok := strings.Cut(rest, "```")
+	if lines := strings.Count(strings.ReplaceAll(script, "\n\n", "\n"), "\n"); !ok || lines > 30 {
+		t.Fatalf("the script has %d lines:\n%s", lines, script)
+	}
+	h := lite(t, nil)
+	d := h.received(device.DefaultTenant, "SN-1")
+	h.desire(d, 30)
+	h.orders.give(d, "c1")
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := exec.CommandContext(ctx, "sh", "-c", script, "mqtt-device.sh", "127.0.0.1", portOf(h.addr), "SN-1", h.token(device.DefaultTenant, provisioning.NewToken{Device: d.ID}).String())
+	cmd.Dir = t.TempDir()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // mosquitto_sub, too
+	cmd.WaitDelay = 5 * time.Second
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	h.must(cmd.Start())
+	done := func() bool {
+		epoch, _ := h.twin.Epoch(ctx, d.Num)
+		return len(h.orders.seen(&h.orders.results)) == 1 && len(h.orders.seen(&h.orders.events)) == 2 && h.accepted(d) == epoch && epoch > 0
+	}
+	ok = comes(done)
+	h.desire(d, 40) // and once more, while it is connected
+	ok = ok && comes(done)
+	cancel()
+	_ = cmd.Wait() // it was killed
+	if !ok {
+		t.Errorf("events %q, results %q, accepted epoch %d; it said:\n%s", h.orders.seen(&h.orders.events), h.orders.seen(&h.orders.results), h.accepted(d), said.String())
+	}
+}
+
+// accepted is the epoch that the device has reported.
+func (h *house) accepted(d device.Device) int64 {
+	var epoch int64
+	err := h.db.QueryRowContext(context.Background(), "SELECT accepted FROM twin_session WHERE num = $1", d.Num).Scan(&epoch)
+	if !errors.Is(err, sql.ErrNoRows) {
+		h.must(err)
+	}
+	return epoch
 }

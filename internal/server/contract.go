@@ -17,6 +17,7 @@ var contractTypes = []any{
 	wire.Inventory{}, wire.Packages{}, wire.Services{}, wire.AgentReported{},
 	wire.UpdateDesired{}, wire.UpdateReported{}, wire.ReleaseManifest{}, wire.MonitoringDesired{},
 	wire.DisposalDesired{}, wire.DisposalReported{}, wire.SanitizationStatement{},
+	wire.RemoteCommand{}, wire.RemoteCommands{}, wire.RemoteResult{}, wire.DeviceEvent{}, wire.Telemetry{}, wire.MessageProblem{},
 }
 
 // ContractSchemas returns the JSON Schemas (draft 2020-12) of the device contract, made from the types of
