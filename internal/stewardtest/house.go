@@ -27,6 +27,10 @@ type Options struct {
 	Seed            uint64        // of the simulated devices; 0 means 7
 	Now             func() time.Time
 	Dir             string // of the server's data; "" means one of the test's
+	// Change is called with the configuration before the first start; nil is fine. A server that is a
+	// process gets what serverOrder has of it.
+	Change func(*server.Config)
+	Within []string // a command that runs the server's process, e.g. in a network namespace
 }
 
 // House is a running Steward. Its API is that of the first administrator.
@@ -39,7 +43,9 @@ type House struct {
 	t       testing.TB
 	cfg     server.Config
 	process bool
+	within  []string
 	stop    func(kill bool) error // nil while the server is down
+	pid     int                   // of the server's process
 }
 
 // Start runs a server and waits until it serves. It ends with the test.
@@ -54,13 +60,16 @@ func Start(t testing.TB, o Options) *House {
 	if o.Dir == "" {
 		o.Dir = filepath.Join(t.TempDir(), "server")
 	}
-	h := &House{t: t, Dir: o.Dir, process: o.Process, Sim: sim.NewFleet(sim.Config{Seed: o.Seed})}
+	h := &House{t: t, Dir: o.Dir, process: o.Process, within: o.Within, Sim: sim.NewFleet(sim.Config{Seed: o.Seed})}
 	h.cfg = server.Config{
 		DataDir: h.Dir, ConsoleAddr: "127.0.0.1:0", LinkAddr: "127.0.0.1:0", ManagedKeys: o.ManagedKeys,
 		CertificateLife: o.CertificateLife, Version: "test", Now: o.Now, Log: logOf(t),
 	}
 	if o.Engine == sqldbtest.PostgresEngine {
 		h.cfg.Database = sqldbtest.URL(t, o.Engine, server.Migrations()...)
+	}
+	if o.Change != nil {
+		o.Change(&h.cfg)
 	}
 	t.Cleanup(func() {
 		if err := h.end(false); err != nil {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -33,6 +34,8 @@ type serverOrder struct {
 	DataDir, ConsoleAddr, LinkAddr, Database string
 	CertificateLife                          time.Duration
 	ManagedKeys                              bool
+	// Of one of several nodes.
+	NodeName, BusListen, BusAdvertise, MasterKeyFile, Artifacts string
 }
 
 // Main runs a package's tests, or the server of House when the test binary was started as that. It
@@ -75,6 +78,7 @@ func serve(text string) error {
 	s, err := server.Open(ctx, server.Config{
 		DataDir: o.DataDir, ConsoleAddr: o.ConsoleAddr, LinkAddr: o.LinkAddr, Database: o.Database,
 		CertificateLife: o.CertificateLife, ManagedKeys: o.ManagedKeys, Version: "test",
+		NodeName: o.NodeName, BusListen: o.BusListen, BusAdvertise: o.BusAdvertise, MasterKeyFile: o.MasterKeyFile, Artifacts: o.Artifacts,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -88,6 +92,7 @@ func (h *House) spawnServer() error {
 	c := h.cfg
 	order, err := json.Marshal(serverOrder{
 		DataDir: c.DataDir, ConsoleAddr: c.ConsoleAddr, LinkAddr: c.LinkAddr, Database: c.Database, CertificateLife: c.CertificateLife, ManagedKeys: c.ManagedKeys,
+		NodeName: c.NodeName, BusListen: c.BusListen, BusAdvertise: c.BusAdvertise, MasterKeyFile: c.MasterKeyFile, Artifacts: c.Artifacts,
 	})
 	if err != nil {
 		return err
@@ -96,16 +101,28 @@ func (h *House) spawnServer() error {
 	if err != nil {
 		return err
 	}
-	p := &process{program: self, env: []string{serverVariable + "=" + string(order)}, log: filepath.Join(filepath.Dir(h.Dir), "server.log")}
+	argv := append(slices.Clone(h.within), self)
+	p := &process{program: argv[0], args: argv[1:], env: []string{serverVariable + "=" + string(order)}, log: filepath.Join(filepath.Dir(h.Dir), "server.log")}
 	if err := p.start(); err != nil {
 		return err
 	}
-	h.stop = p.end
+	h.stop, h.pid = p.end, p.cmd.Process.Pid
 	err = h.await(p.alive, func(b client.Bootstrap) bool { return b.ServerPID == p.cmd.Process.Pid })
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, p.tail())
 	}
 	return nil
+}
+
+// Signal sends a signal to the server's process, e.g. to pause it.
+func (h *House) Signal(sig syscall.Signal) {
+	h.t.Helper()
+	if !h.process || h.stop == nil {
+		h.t.Fatal("there is no process of the server")
+	}
+	if err := syscall.Kill(h.pid, sig); err != nil {
+		h.t.Fatalf("signal %v: %v", sig, err)
+	}
 }
 
 // process is a program that can be killed.
