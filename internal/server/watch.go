@@ -82,6 +82,7 @@ var (
 	descConns   = prometheus.NewDesc("steward_link_connections", "Open connections of devices.", []string{"protocol"}, nil)
 	descShaking = prometheus.NewDesc("steward_link_handshakes", "Connections within their TLS handshake.", nil, nil)
 	descBus     = prometheus.NewDesc("steward_bus_connected", "1 while the bus is connected; without it, nodes poll.", nil, nil)
+	descPeers   = prometheus.NewDesc("steward_bus_peers", "Other nodes that the bus inside is connected to.", nil, nil)
 )
 
 // scrapeTimeout bounds the queries of one scrape.
@@ -89,7 +90,7 @@ const scrapeTimeout = 2 * time.Second
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descWrites, descCommits, descRetries, descPending, descBehind, descConns, descShaking, descBus} {
+	for _, d := range []*prometheus.Desc{descWrites, descCommits, descRetries, descPending, descBehind, descConns, descShaking, descBus, descPeers} {
 		ch <- d
 	}
 }
@@ -114,6 +115,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 		connected = 1
 	}
 	one(descBus, prometheus.GaugeValue, connected)
+	one(descPeers, prometheus.GaugeValue, float64(r.bus.Peers()))
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	pending, err := r.ledger.Pending(ctx)
