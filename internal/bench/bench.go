@@ -2,17 +2,23 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"steward/internal/client"
+	"steward/internal/device"
+	"steward/internal/wire"
 )
 
 // bench is one invocation.
@@ -23,13 +29,20 @@ type bench struct {
 	rounds   int
 	settle   time.Duration // before memory is read: garbage of the beginning goes back to the system
 	span     time.Duration // over which a process at rest is watched
-	tail     time.Duration // after a change, for the last reports to arrive
 	database string
 	dir      string // for all that is written
 	profile  string // directory, or ""
 	asJSON   bool
 	server   []string // program and first arguments; nil: this program
-	progress io.Writer
+	worker   []string // of processes with devices in them; nil: this program
+
+	processes int    // with devices in them; 0: as few as can be
+	nodes     int    // servers on one database
+	inFlight  int    // reports of one device
+	hybrid    bool   // devices agree on keys by X25519MLKEM768
+	bootstrap string // file of a server that is there already; "": start one
+	serverURL string // of its console, when it isn't the one in the file
+	progress  io.Writer
 }
 
 type scenario struct {
@@ -42,21 +55,28 @@ func scenarios() []scenario {
 	return []scenario{
 		{"reads", "latency of the main API reads and console pages over a registered fleet", 100_000, (*bench).reads},
 		{"orders", "placing one order and booking its delivery", 100_000, (*bench).orders},
-		{"idle", "server memory and processor time with connected devices", 1000, (*bench).idle},
-		{"enroll", "enrollments by EST, alone and up to the first report", 1000, (*bench).enroll},
-		{"change", "a one-line change to connected devices", 1000, (*bench).change},
+		{"enroll", "enrollments by EST, then the first connection and the first report", 1000, (*bench).enroll},
+		{"idle", "server memory and processor time with connected devices", 15_000, (*bench).idle},
+		{"connect", "a storm: all devices connect at once", 15_000, (*bench).connect},
+		{"reconnect", "the server is killed, and stopped; the fleet comes back", 15_000, (*bench).reconnect},
+		{"reports", "reports acknowledged after the commit, changed and unchanged", 5000, (*bench).reports},
+		{"change", "a one-line change to connected devices", 10_000, (*bench).change},
+		{"mixed", "a day in short: messages, commands, a change, lost connections and readers", 5000, (*bench).mixed},
 		{"size", "binaries; agent and server at rest", 1, (*bench).size},
 	}
 }
 
 // Main runs the command line and returns the exit code: 0, 1 after a failure, 2 after a wrong invocation.
 func Main(version string, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == serveCommand {
+	switch {
+	case len(args) > 0 && args[0] == serveCommand:
 		return Serve(version, args[1:], stdout, stderr)
+	case len(args) > 0 && args[0] == workerCommand:
+		return Work(os.Stdin, stdout, stderr)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	b := &bench{tail: 3 * time.Second, progress: stderr}
+	b := &bench{progress: stderr}
 	cmd := b.command(stdout)
 	cmd.Version = version
 	cmd.SetArgs(args)
@@ -81,7 +101,8 @@ func (b *bench) command(stdout io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use: "steward-bench", Short: "Measure Steward",
 		Long: "steward-bench starts a server of its own on a scratch directory, loads it through the public API and\n" +
-			"the devices' link, and prints what that took. Processor time and memory are the server's alone.",
+			"the devices' link, and prints what that took. Processor time and memory are the server's alone.\n\n" +
+			"Devices are light ones that speak the device contract by MQTT over mutual TLS, thousands in a process.",
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -89,8 +110,14 @@ func (b *bench) command(stdout io.Writer) *cobra.Command {
 	f.IntVar(&b.clients, "clients", 4, "concurrent `clients` of reads")
 	f.IntVar(&b.requests, "requests", 300, "`requests` of each kind and round of reads")
 	f.IntVar(&b.rounds, "rounds", 3, "`rounds` of reads and change; the median counts")
+	f.IntVar(&b.nodes, "nodes", 1, "`servers` on one database, 1 to 9; more than one needs --database")
+	f.IntVar(&b.processes, "processes", 0, "`processes` with devices in them; default: as few as the limit of open files allows")
+	f.IntVar(&b.inFlight, "in-flight", 1, "`reports` of one device that may wait for their acknowledgement")
+	f.BoolVar(&b.hybrid, "post-quantum", false, "devices agree on keys by X25519MLKEM768, as Go does by itself; default: X25519, as small TLS libraries do")
+	f.StringVar(&b.bootstrap, "bootstrap", "", "bootstrap.json `file` of a running server to measure; default: one is started")
+	f.StringVar(&b.serverURL, "server", "", "`URL` of that server's console, when it isn't the one in the file")
 	f.DurationVar(&b.settle, "settle", 30*time.Second, "wait before memory is read")
-	f.DurationVar(&b.span, "span", time.Minute, "how long something at rest is watched")
+	f.DurationVar(&b.span, "span", time.Minute, "how long a load runs, or something at rest is watched")
 	f.StringVar(&b.database, "database", os.Getenv("STEWARD_DATABASE"), "`URL` postgres://… of a database in which others may be made; default: SQLite")
 	f.StringVar(&b.dir, "dir", "", "`directory` for what is written; default: in the temporary directory")
 	f.StringVar(&b.profile, "profile", "", "write profiles of the server's processor and heap to this `directory`")
@@ -124,6 +151,12 @@ func (b *bench) check() error {
 		return usageError{fmt.Errorf("--devices %d: want 0 to 1000000", b.devices)}
 	case b.clients < 1 || b.requests < 1 || b.rounds < 1:
 		return usageError{errors.New("--clients, --requests and --rounds are at least 1")}
+	case b.processes < 0 || b.processes > 64 || b.inFlight < 1 || b.inFlight > wire.MQTTReceiveMaximum:
+		return usageError{fmt.Errorf("--processes is 1 to 64, --in-flight 1 to %d", wire.MQTTReceiveMaximum)}
+	case b.nodes < 1 || b.nodes > 9 || b.nodes > 1 && (b.database == "" || b.bootstrap != ""):
+		return usageError{errors.New("--nodes is 1 to 9; more than one needs --database, and servers of its own")}
+	case b.serverURL != "" && b.bootstrap == "":
+		return usageError{errors.New("--server needs --bootstrap: the file says what to trust and how to sign in")}
 	case b.span <= 0 || b.settle < 0:
 		return usageError{errors.New("--span and --settle are times, like 30s")}
 	}
@@ -160,7 +193,7 @@ func (b *bench) run(ctx context.Context, s scenario) (rows []Result, err error) 
 	b.dir = scratch
 	rows, err = s.run(b, ctx)
 	for i := range rows {
-		rows[i].Database = "sqlite"
+		rows[i].Database, rows[i].Processes, rows[i].Nodes = "sqlite", b.processes, b.nodes
 		if b.database != "" {
 			rows[i].Database = "postgres"
 		}
@@ -180,37 +213,67 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, format+"\n", args...)
 }
 
-func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
-
 // withNode runs fn with a server and stops it.
 func (b *bench) withNode(ctx context.Context, fn func(*node) error) error {
-	n, err := b.startNode(ctx, b.server)
+	return b.withNodes(ctx, func(nodes []*node) error { return fn(nodes[0]) })
+}
+
+// withNodes runs fn with the servers and stops them.
+func (b *bench) withNodes(ctx context.Context, fn func([]*node) error) (err error) {
+	if b.bootstrap != "" {
+		n, err := b.joinNode()
+		if err != nil {
+			return err
+		}
+		return fn([]*node{n})
+	}
+	nodes, err := b.startNodes(ctx)
+	defer func() {
+		for _, n := range slices.Backward(nodes) { // the first has the database
+			err = errors.Join(err, n.stop())
+		}
+	}()
 	if err != nil {
 		return err
 	}
-	if err = fn(n); err != nil && ctx.Err() == nil {
-		b.say("the end of the server's log:\n%s", n.lastWords()) // it is removed with the server
+	if err = fn(nodes); err != nil && ctx.Err() == nil {
+		for _, n := range nodes {
+			b.say("the end of the server's log:\n%s", n.lastWords()) // it is removed with the server
+		}
 	}
-	return errors.Join(err, n.stop())
+	return err
 }
 
-// withFleet runs fn with a server, devices in its stock and their enrollment tokens.
-func (b *bench) withFleet(ctx context.Context, devices int, fn func(*node, *fleet, []ticket) error) error {
-	return b.withNode(ctx, func(n *node) (err error) {
-		if err := n.buy(ctx, devices, maxUnits, func(order) error { return nil }); err != nil {
-			return err
+// startNodes starts one server, or a cluster.
+func (b *bench) startNodes(ctx context.Context) ([]*node, error) {
+	n, err := b.startNode(ctx, b.server)
+	if err != nil {
+		return nil, err
+	}
+	return []*node{n}, nil
+}
+
+// joinNode is a server that is there already. Its processor time and memory are known when its process is
+// on this machine.
+func (b *bench) joinNode() (*node, error) {
+	var boot client.Bootstrap
+	data, err := os.ReadFile(b.bootstrap)
+	if err == nil {
+		err = json.Unmarshal(data, &boot)
+	}
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--bootstrap: %w", err)}
+	}
+	if b.serverURL != "" {
+		boot.Console = b.serverURL
+	}
+	n := &node{boot: boot, run: "B" + strings.ToUpper(device.RandomName(5))}
+	if p := process(boot.ServerPID); p > 0 {
+		if _, err := p.memory(); err == nil {
+			n.self = p
 		}
-		tickets, err := n.tickets(ctx, devices)
-		if err != nil {
-			return err
-		}
-		f, err := b.newFleet(n)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, f.close()) }()
-		return fn(n, f, tickets)
-	})
+	}
+	return n, n.connectAPI()
 }
 
 // withMemory adds what the server holds now.

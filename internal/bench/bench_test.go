@@ -13,8 +13,11 @@ import (
 
 // TestMain lets the test binary be the server's process, as steward-bench is.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == serveCommand {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == serveCommand:
 		os.Exit(Serve("test", os.Args[2:], os.Stdout, os.Stderr))
+	case len(os.Args) > 1 && os.Args[1] == workerCommand:
+		os.Exit(Work(os.Stdin, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -72,12 +75,12 @@ func TestJSONAlwaysHasTheFieldsThatScriptsRead(t *testing.T) {
 		if err := json.Unmarshal([]byte(line), &object); err != nil {
 			t.Fatal(err)
 		}
-		for _, key := range []string{"scenario", "devices", "failed", "seconds", "per_second", "p50_ms", "p99_ms"} {
+		for _, key := range []string{"scenario", "devices", "failed", "seconds", "per_second", "server_kib_per_device", "server_cpu_ms_per_device", "p50_ms", "p99_ms"} {
 			if _, has := object[key]; !has {
 				t.Errorf("%s misses %s", line, key)
 			}
 		}
-		if _, has := object["server_kib_per_device"]; has {
+		if _, has := object["server_kib"]; has {
 			t.Errorf("%s shows what was not measured", line)
 		}
 	}
@@ -155,6 +158,9 @@ func TestWrongInvocationsAreRefused(t *testing.T) {
 	}{
 		{[]string{"reads", "--devices", "-1"}, "--devices"}, {[]string{"enroll", "--devices", "0"}, "makes no sense"}, {[]string{"idle", "--span", "0s"}, "--span"},
 		{[]string{"reads", "--clients", "0"}, "--clients"}, {[]string{"change", "now"}, "unknown argument"}, {[]string{"idle", "--wrong"}, "unknown flag"},
+		{[]string{"idle", "--processes", "-2"}, "--processes"}, {[]string{"idle", "--processes", "1", "--devices", "1000000"}, "ulimit"}, {[]string{"idle", "--nodes", "3"}, "--nodes"},
+		{[]string{"reports", "--in-flight", "40"}, "--in-flight"}, {[]string{"idle", "--server", "http://127.0.0.1:1"}, "--bootstrap"},
+		{[]string{"idle", "--bootstrap", "/nowhere/bootstrap.json"}, "--bootstrap"},
 	} {
 		var out, diag bytes.Buffer
 		if code := Main("test", c.args, &out, &diag); code != 2 || !strings.Contains(diag.String(), c.want) {
@@ -165,7 +171,7 @@ func TestWrongInvocationsAreRefused(t *testing.T) {
 
 // testBench is small enough for every day.
 func testBench(t *testing.T) *bench {
-	return &bench{devices: 50, clients: 2, requests: 4, rounds: 1, span: 100 * time.Millisecond, tail: 2 * time.Second, dir: t.TempDir(), progress: t.Output()}
+	return &bench{devices: 50, clients: 2, requests: 4, rounds: 1, span: 100 * time.Millisecond, nodes: 1, inFlight: 1, dir: t.TempDir(), progress: t.Output()}
 }
 
 func runScenario(t *testing.T, b *bench, name string) map[string]Result {
@@ -203,16 +209,100 @@ func TestReadsOfASmallFleet(t *testing.T) {
 	}
 }
 
-func TestSimulatedDevicesEnrollAndConverge(t *testing.T) {
+// smallFleet is a bench with devices in two processes.
+func smallFleet(t *testing.T) *bench {
 	b := testBench(t)
-	b.devices = 10
-	rows := runScenario(t, b, "enroll")
-	for _, want := range []string{"enroll", "enroll/and report all"} {
-		if r := rows[want]; r.P99 <= 0 || r.CPUPerDevice <= 0 {
+	b.devices, b.processes, b.span = 20, 2, 2*time.Second
+	b.clients, b.rounds = 2, 2
+	return b
+}
+
+func TestDevicesEnrollConnectAndReport(t *testing.T) {
+	rows := runScenario(t, smallFleet(t), "enroll")
+	for _, want := range []string{"enroll", "enroll/first connection", "enroll/first report"} {
+		if r := rows[want]; r.Devices != 20 || r.P99 < r.P50 || r.P50 <= 0 || r.CPUPerDevice <= 0 || r.Processes != 2 {
 			t.Errorf("%s: %+v", want, r)
 		}
 	}
-	if r := runScenario(t, b, "change")["change"]; r.Devices != 10 || r.P99 < r.P50 || r.P50 <= 0 {
+}
+
+func TestConnectedDevicesAreMeasuredAtRestAndInAStorm(t *testing.T) {
+	rows := runScenario(t, smallFleet(t), "idle")
+	if r := rows["idle"]; r.Devices != 20 || r.ServerKiB < 10_000 || r.ServerAnonKiB <= 0 || r.Seconds < 2 {
+		t.Errorf("idle: %+v", r)
+	}
+	if r, has := rows["idle/after a collection"]; !has || r.ServerKiB < 10_000 {
+		t.Errorf("after a collection: %+v", r)
+	}
+	if r := runScenario(t, smallFleet(t), "connect")["connect"]; r.Facts["full"] != 20 || r.P50 <= 0 || r.CPUPerDevice <= 0 {
+		t.Errorf("connect: %+v", r)
+	}
+}
+
+func TestReportsAreAcknowledged(t *testing.T) {
+	b := smallFleet(t)
+	b.inFlight = 2
+	rows := runScenario(t, b, "reports")
+	for _, want := range []string{"reports/changed", "reports/unchanged"} {
+		if r := rows[want]; r.PerSecond <= 0 || r.P99 < r.P50 || r.P50 <= 0 || r.CPUPerRequest <= 0 {
+			t.Errorf("%s: %+v", want, r)
+		}
+	}
+}
+
+func TestAChangeReachesAllConnectedDevices(t *testing.T) {
+	if r := runScenario(t, smallFleet(t), "change")["change"]; r.Devices != 20 || r.P99 < r.P50 || r.P50 <= 0 || r.PerSecond <= 0 {
 		t.Errorf("change: %+v", r)
+	}
+}
+
+func TestDevicesComeBackToAServerThatWasKilledAndOneThatWasStopped(t *testing.T) {
+	rows := runScenario(t, smallFleet(t), "reconnect")
+	for _, want := range []string{"reconnect/killed", "reconnect/stopped"} {
+		if r := rows[want]; r.P50 <= 0 || r.Resumed < 0.9 {
+			t.Errorf("%s: %+v", want, r)
+		}
+	}
+}
+
+func TestADayHasMessagesCommandsReadersAndAChange(t *testing.T) {
+	b := smallFleet(t)
+	b.span = 5 * time.Second
+	rows := runScenario(t, b, "mixed")
+	for _, want := range []string{"mixed", "mixed/heartbeats", "mixed/changed reports", "mixed/telemetry", "mixed/events", "mixed/commands", "mixed/reads", "mixed/change"} {
+		if r := rows[want]; r.P99 < r.P50 || r.P50 <= 0 || r.PerSecond <= 0 {
+			t.Errorf("%s: %+v", want, r)
+		}
+	}
+}
+
+func TestAServerThatIsThereAlreadyIsMeasured(t *testing.T) {
+	own := testBench(t)
+	program, err := serverProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := own.startNode(t.Context(), program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := n.stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	b := smallFleet(t)
+	b.bootstrap = n.dir + "/bootstrap.json"
+	for range 2 { // a second time on the same server
+		if r := runScenario(t, b, "enroll")["enroll"]; r.CPUPerDevice <= 0 || r.ServerKiB <= 0 {
+			t.Errorf("a server on this machine is not measured: %+v", r)
+		}
+	}
+	for _, s := range scenarios() {
+		if s.name == "reconnect" {
+			if _, err := b.run(t.Context(), s); !errors.As(err, &usageError{}) {
+				t.Errorf("a server that is not ours was to be killed: %v", err)
+			}
+		}
 	}
 }

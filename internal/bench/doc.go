@@ -1,9 +1,12 @@
-// Package bench measures Steward as its users meet it: a server in a process of its own, the public API,
-// and devices that run the agent's code over mutual TLS.
+// Package bench measures Steward as its users meet it: servers in processes of their own, the public API,
+// and a fleet of light devices that speak the device contract over mutual TLS.
 //
-//	steward-bench reads | orders | idle | enroll | change | size
+//	steward-bench enroll | idle | connect | reconnect | reports | change | mixed | reads | orders | size
 //
-// Time on a shared machine says little, so each result counts the processor time that the server's process
-// used (and PostgreSQL's processes, when it stores there), and its memory, next to the wall clock. The
-// load comes from this process, which the kernel accounts for separately.
+//	bench ──starts──▶ steward-bench serve (one node or several)  ◀──MQTT, EST──┐
+//	  └────starts──▶ steward-bench worker × --processes (package swarm) ───────┘
+//
+// Time on a shared machine says little, so each result counts the processor time that the servers' processes
+// used (and PostgreSQL's, when they store there), and their memory, next to the wall clock. The load comes from
+// other processes, which the kernel accounts for separately.
 package bench

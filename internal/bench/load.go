@@ -18,7 +18,8 @@ type measured struct {
 // loop is closed: each worker begins the next thing when its last is done.
 type loop struct {
 	workers, count int
-	limit          time.Duration // after it no more is begun; 0: none
+	limit          time.Duration         // after it no more is begun; 0: none
+	due            func(i int) time.Time // when the i-th is begun at the earliest; nil: at once
 }
 
 // run does the things and measures each.
@@ -33,6 +34,9 @@ func (l loop) run(ctx context.Context, do func(ctx context.Context, i int) error
 			for ctx.Err() == nil && (l.limit == 0 || time.Since(began) < l.limit) {
 				i := int(next.Add(1)) - 1
 				if i >= l.count {
+					return
+				}
+				if l.due != nil && pause(ctx, time.Until(l.due(i))) != nil {
 					return
 				}
 				start := time.Now()

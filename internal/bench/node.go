@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,22 +18,25 @@ import (
 // Times that a server may take.
 const (
 	startTime = 60 * time.Second
-	stopTime  = 30 * time.Second
+	stopTime  = 60 * time.Second
 )
 
-// node is a server in a process of its own, on a fresh data directory.
+// node is a server in a process of its own, on a fresh data directory; or one that was there before, of which
+// only the bootstrap file is known.
 type node struct {
-	dir  string
-	cmd  *exec.Cmd
-	log  *os.File
-	end  chan error // one value: what the process ended with
-	self process
-	db   *database // nil with SQLite
-	boot client.Bootstrap
-	api  *client.Client
+	program []string // and first arguments
+	dir     string
+	cmd     *exec.Cmd
+	log     *os.File
+	ended   chan error // one value: what the process ended with
+	self    process    // 0 when it is on another machine
+	db      *database  // nil with SQLite; of the first node only
+	boot    client.Bootstrap
+	api     *client.Client
+	run     string // tells the orders and serial numbers of this run from those of another
 
 	profile  string // directory, or ""
-	profiles int    // written so far
+	profiles int    // written so far by this process
 }
 
 // serverProgram is how to start a server: program and first arguments.
@@ -46,7 +50,7 @@ func serverProgram() ([]string, error) {
 
 // startNode starts a server and returns once it serves.
 func (b *bench) startNode(ctx context.Context, program []string) (_ *node, err error) {
-	n := &node{profile: b.profile}
+	n := &node{profile: b.profile, run: "BEN"}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.stop())
@@ -55,50 +59,70 @@ func (b *bench) startNode(ctx context.Context, program []string) (_ *node, err e
 	if n.dir, err = os.MkdirTemp(b.dir, "server-"); err != nil {
 		return n, err
 	}
-	args := append(program[1:len(program):len(program)], "--data", n.dir, "--console", "127.0.0.1:0", "--link", "127.0.0.1:0", "--managed-release-keys")
+	n.program = append(program[:len(program):len(program)], "--data", n.dir, "--managed-release-keys")
 	if b.database != "" {
 		if n.db, err = makeDatabase(ctx, b.database); err != nil {
 			return n, err
 		}
-		args = append(args, "--database", n.db.url)
+		n.program = append(n.program, "--database", n.db.url)
 	}
 	if n.log, err = os.Create(n.dir + ".log"); err != nil {
 		return n, err
 	}
-	n.cmd = exec.Command(program[0], args...)
-	n.cmd.Env = append(os.Environ(), profileVariable+"="+b.profile)
-	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	if err := n.cmd.Start(); err != nil {
-		n.cmd = nil
-		return n, fmt.Errorf("start the server: %w", err)
-	}
-	n.self, n.end = process(n.cmd.Process.Pid), make(chan error, 1)
-	go func() { n.end <- n.cmd.Wait() }()
-	return n, n.ready(ctx)
+	return n, n.start(ctx, "127.0.0.1:0", "127.0.0.1:0")
 }
 
+// start starts the process, on the given addresses.
+func (n *node) start(ctx context.Context, console, link string) error {
+	args := append(n.program[1:len(n.program):len(n.program)], "--console", console, "--link", link)
+	cmd := exec.Command(n.program[0], args...)
+	cmd.Env = append(os.Environ(), profileVariable+"="+n.profile)
+	cmd.Stdout, cmd.Stderr = n.log, n.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the server: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	n.cmd, n.ended, n.self, n.profiles = cmd, ended, process(cmd.Process.Pid), 0
+	return n.ready(ctx)
+}
+
+// ready waits for the bootstrap file that this process has written; an earlier one's may still be there.
 func (n *node) ready(ctx context.Context) error {
 	err := until(ctx, startTime, func() (bool, error) {
 		select {
-		case err := <-n.end:
-			n.end <- err
+		case err := <-n.ended:
+			n.ended <- err
 			return false, fmt.Errorf("the server ended: %w; %s", err, n.lastWords())
 		default:
 		}
 		boot, err := client.ReadBootstrap(n.dir)
+		if err != nil || boot.ServerPID != int(n.self) {
+			return false, nil
+		}
 		n.boot = boot
-		return err == nil, nil
+		return true, nil
 	})
 	if err != nil {
 		return err
 	}
+	return n.connectAPI()
+}
+
+func (n *node) connectAPI() (err error) {
 	n.api, err = client.New(client.Settings{URL: n.boot.Console, Token: n.boot.Token, CA: n.boot.CA})
 	return err
 }
 
+// external tells whether the server was there before: it can't be stopped then.
+func (n *node) external() bool { return n.program == nil }
+
 // lastWords is the end of the server's log.
 func (n *node) lastWords() string {
+	if n.log == nil {
+		return "its log is elsewhere"
+	}
 	data, err := os.ReadFile(n.log.Name())
 	if err != nil {
 		return err.Error()
@@ -107,17 +131,51 @@ func (n *node) lastWords() string {
 	return strings.Join(lines[max(0, len(lines)-5):], "\n")
 }
 
+// end sends the signal and waits for the process.
+func (n *node) end(signal syscall.Signal) (err error) {
+	if n.cmd == nil {
+		return nil
+	}
+	if n.api != nil {
+		n.api.Close()
+	}
+	if err := n.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-n.ended:
+	case <-time.After(stopTime):
+		err = errors.Join(fmt.Errorf("the server did not stop within %s", stopTime), n.cmd.Process.Kill())
+		<-n.ended
+	}
+	n.cmd = nil
+	return err
+}
+
+// again starts an ended server on the same data and addresses.
+func (n *node) again(ctx context.Context) error {
+	return n.start(ctx, address(n.boot.Console), address(n.boot.Link))
+}
+
+func (n *node) restart(ctx context.Context, signal syscall.Signal) error {
+	if err := n.end(signal); err != nil {
+		return err
+	}
+	return n.again(ctx)
+}
+
+// address is host:port of a URL.
+func address(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	return u.Host
+}
+
 // stop ends the server, waits for it and removes its data.
 func (n *node) stop() (err error) {
-	if n.cmd != nil {
-		err = n.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-n.end:
-		case <-time.After(stopTime):
-			err = errors.Join(err, fmt.Errorf("the server did not stop within %s", stopTime), n.cmd.Process.Kill())
-			<-n.end
-		}
-	}
+	err = n.end(syscall.SIGTERM)
 	if n.log != nil {
 		err = errors.Join(err, n.log.Close(), os.Remove(n.log.Name()))
 	}
@@ -134,6 +192,9 @@ func (n *node) stop() (err error) {
 type usage struct{ server, database time.Duration }
 
 func (n *node) usage() (u usage, err error) {
+	if n.self == 0 {
+		return u, nil
+	}
 	if u.server, err = n.self.cpu(); err != nil {
 		return u, fmt.Errorf("the server's processor time: %w; %s", err, n.lastWords())
 	}
@@ -141,6 +202,14 @@ func (n *node) usage() (u usage, err error) {
 		u.database, err = n.db.cpu()
 	}
 	return u, err
+}
+
+// memory is what the process holds; nothing when it is on another machine.
+func (n *node) memory() (memory, error) {
+	if n.self == 0 {
+		return memory{}, nil
+	}
+	return n.self.memory()
 }
 
 // during returns what both used while fn ran. The profile, when one is wanted, covers the same time.
@@ -163,7 +232,7 @@ func (n *node) during(fn func() error) (u usage, err error) {
 // startProfile has the server's process write a profile until stop; without a profile directory nothing.
 // Signals that wait together lose their order, so each is answered before the next: by the file's name.
 func (n *node) startProfile() (stop func() error, err error) {
-	if n.profile == "" {
+	if n.profile == "" || n.external() {
 		return func() error { return nil }, nil
 	}
 	n.profiles++
@@ -172,11 +241,19 @@ func (n *node) startProfile() (stop func() error, err error) {
 			return err
 		}
 		return until(context.Background(), startTime, func() (bool, error) {
-			_, err := os.Stat(profileName(n.profile, kind, n.profiles))
+			_, err := os.Stat(profileName(n.profile, int(n.self), kind, n.profiles))
 			return err == nil, nil
 		})
 	}
 	return func() error { return request(syscall.SIGUSR2, "heap") }, request(syscall.SIGUSR1, "cpu")
+}
+
+// collect has the process collect its garbage and give the memory back to the system.
+func (n *node) collect() error {
+	if n.external() {
+		return nil
+	}
+	return n.cmd.Process.Signal(syscall.SIGHUP)
 }
 
 // beside returns a program that was built with this one.

@@ -23,14 +23,21 @@ type Result struct {
 	P50       float64 `json:"p50_ms"`
 	P99       float64 `json:"p99_ms"`
 
+	KiBPerDevice float64 `json:"server_kib_per_device"` // resident set, less that of the server without devices
+	CPUPerDevice float64 `json:"server_cpu_ms_per_device"`
+
+	Processes int              `json:"processes,omitzero"`     // with devices in them
+	Nodes     int              `json:"nodes,omitzero"`         // servers
+	Resumed   float64          `json:"resumed_share,omitzero"` // of handshakes
+	Facts     map[string]int64 `json:"facts,omitempty"`        // what else was counted, for the curious
+
 	CPUPerRequest         float64 `json:"server_cpu_ms_per_request,omitzero"`
-	CPUPerDevice          float64 `json:"server_cpu_ms_per_device,omitzero"`
 	CPUPerDeviceMinute    float64 `json:"server_cpu_ms_per_device_minute,omitzero"`
 	DatabaseCPUPerRequest float64 `json:"database_cpu_ms_per_request,omitzero"` // PostgreSQL's processes
 	DatabaseCPUPerDevice  float64 `json:"database_cpu_ms_per_device,omitzero"`
-	KiBPerDevice          float64 `json:"server_kib_per_device,omitzero"`
-	ServerKiB             int64   `json:"server_kib,omitzero"`      // resident set at the end
-	ServerPeakKiB         int64   `json:"server_peak_kib,omitzero"` // its highest during the scenario
+	ServerKiB             int64   `json:"server_kib,omitzero"`           // resident set at the end
+	ServerAnonKiB         int64   `json:"server_anonymous_kib,omitzero"` // of it, heap and stacks
+	ServerPeakKiB         int64   `json:"server_peak_kib,omitzero"`      // its highest during the scenario
 
 	Program      string  `json:"program,omitempty"` // of scenario size
 	Bytes        int64   `json:"bytes,omitzero"`
@@ -97,7 +104,7 @@ func rounded(v float64) float64 {
 func (r Result) rounded() Result {
 	for _, v := range []*float64{
 		&r.Seconds, &r.PerSecond, &r.P50, &r.P99, &r.CPUPerRequest, &r.CPUPerDevice, &r.CPUPerDeviceMinute,
-		&r.DatabaseCPUPerRequest, &r.DatabaseCPUPerDevice, &r.KiBPerDevice, &r.CPUPerMinute,
+		&r.DatabaseCPUPerRequest, &r.DatabaseCPUPerDevice, &r.KiBPerDevice, &r.CPUPerMinute, &r.Resumed,
 	} {
 		*v = rounded(*v)
 	}
@@ -132,8 +139,10 @@ var columns = []struct {
 	{"CPU ms/device", func(r Result) float64 { return r.CPUPerDevice }, "%.2f"},
 	{"db CPU ms/device", func(r Result) float64 { return r.DatabaseCPUPerDevice }, "%.2f"},
 	{"CPU ms/device/min", func(r Result) float64 { return r.CPUPerDeviceMinute }, "%.2f"},
-	{"KiB/device", func(r Result) float64 { return r.KiBPerDevice }, "%.0f"},
+	{"KiB/device", func(r Result) float64 { return r.KiBPerDevice }, "%.1f"},
+	{"resumed %", func(r Result) float64 { return 100 * r.Resumed }, "%.0f"},
 	{"server MiB", func(r Result) float64 { return float64(r.ServerKiB) / 1024 }, "%.0f"},
+	{"anonymous MiB", func(r Result) float64 { return float64(r.ServerAnonKiB) / 1024 }, "%.0f"},
 	{"peak MiB", func(r Result) float64 { return float64(r.ServerPeakKiB) / 1024 }, "%.0f"},
 	{"binary MB", func(r Result) float64 { return float64(r.Bytes) / 1e6 }, "%.1f"},
 	{"resident MiB", func(r Result) float64 { return float64(r.KiB) / 1024 }, "%.1f"},

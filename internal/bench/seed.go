@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 
+	"steward/internal/bench/swarm"
 	"steward/internal/client"
 )
 
@@ -50,12 +51,12 @@ func (o order) serial(i int) string { return fmt.Sprintf("%s-%05d", o.prefix, i)
 
 // draft writes the draft of the n-th order.
 func (n *node) draft(ctx context.Context, number, units int) (order, error) {
-	o := order{model: seedModels[number%len(seedModels)], prefix: fmt.Sprintf("BEN-%03d", number), units: units}
+	o := order{model: seedModels[number%len(seedModels)], prefix: fmt.Sprintf("%s-%03d", n.run, number), units: units}
 	var out struct {
 		ID string `json:"id"`
 	}
 	err := n.do(ctx, http.MethodPost, "/orders", client.Object{
-		"number": fmt.Sprintf("PO-BENCH-%03d", number), "supplier": "northwind", "currency": "EUR",
+		"number": fmt.Sprintf("PO-%s-%03d", n.run, number), "supplier": "northwind", "currency": "EUR",
 		"lines": []client.Object{{"model": o.model, "quantity": units, "unit_price": 18900}},
 	}, &out)
 	o.id = out.ID
@@ -133,19 +134,16 @@ func (n *node) bulk(ctx context.Context, prefix string, labels client.Object) er
 	return nil
 }
 
-// ticket is what a device needs to enroll.
-type ticket struct{ device, serial, token string }
-
 // tickets makes enrollment tokens for so many devices in stock.
-func (n *node) tickets(ctx context.Context, count int) ([]ticket, error) {
-	found, err := n.api.All(ctx, "/devices", url.Values{"stage": {"received"}}, count)
+func (n *node) tickets(ctx context.Context, count int) ([]swarm.Ticket, error) {
+	found, err := n.api.All(ctx, "/devices", url.Values{"stage": {"received"}, "q": {n.run + "-"}}, count)
 	if err != nil {
 		return nil, err
 	}
 	if len(found) < count {
 		return nil, fmt.Errorf("%d devices are in stock, %d are needed", len(found), count)
 	}
-	var out []ticket
+	var out []swarm.Ticket
 	for len(out) < count {
 		var wish []client.Object
 		for _, d := range found[len(out):min(count, len(out)+maxTokens)] {
@@ -163,7 +161,7 @@ func (n *node) tickets(ctx context.Context, count int) ([]ticket, error) {
 			return nil, fmt.Errorf("%d tokens were made of %d", len(made.Items), len(wish))
 		}
 		for _, t := range made.Items {
-			out = append(out, ticket{device: t.Device, serial: t.Serial, token: t.Token})
+			out = append(out, swarm.Ticket{Device: t.Device, Serial: t.Serial, Token: t.Token})
 		}
 	}
 	return out, nil

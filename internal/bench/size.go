@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"steward/internal/agent"
+	"steward/internal/bench/swarm"
 )
 
 // size measures the built programs: their files, the real agent at rest with this machine as its device,
@@ -72,9 +73,9 @@ func (b *bench) atRest(ctx context.Context, n *node, programs map[string]string)
 }
 
 // startAgent runs the real agent; stop ends it and waits.
-func startAgent(program, state, server string, t ticket) (stop func(), pid process, err error) {
-	cmd := exec.Command(program, "--state", state, "--server", server, "--serial", t.serial, "--log", "warn")
-	cmd.Env = append(os.Environ(), "STEWARD_TOKEN="+t.token)
+func startAgent(program, state, server string, t swarm.Ticket) (stop func(), pid process, err error) {
+	cmd := exec.Command(program, "--state", state, "--server", server, "--serial", t.Serial, "--log", "warn")
+	cmd.Env = append(os.Environ(), "STEWARD_TOKEN="+t.Token)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, 0, fmt.Errorf("start the agent: %w", err)
