@@ -38,8 +38,9 @@ type Bulk struct {
 
 // Bounds of a bulk run.
 const (
-	MaxBulk       = 5000 // devices
-	bulkBatch     = 100  // devices per transaction
+	MaxBulk       = 100_000 // devices
+	maxAwaited    = 1000    // up to so many are changed while the caller waits
+	bulkBatch     = 100     // devices per transaction of those
 	previewNames  = 20
 	previewRefuse = 50
 )
@@ -62,11 +63,12 @@ type Outcome struct {
 	Detail string    `json:"detail,omitempty" doc:"Why not"`
 }
 
-// BulkResult is what a bulk run has done.
+// BulkResult is what a bulk change has done.
 type BulkResult struct {
 	Done    int       `json:"done"`
 	Refused int       `json:"refused"`
 	Devices []Outcome `json:"devices"`
+	Run     *BulkRun  `json:"run,omitempty" doc:"Set when it was more than 1000 devices: the change goes on by itself, and get-bulk-change tells how far it is"`
 }
 
 // check refuses a wish that makes no sense for any device. The reason is looked at when it is done: a
@@ -140,7 +142,7 @@ func (dk *Desk) Preview(ctx context.Context, who httpapi.Principal, b Bulk) (Pre
 	for _, d := range found {
 		p.Stages[d.Stage]++
 		one := Outcome{ID: d.ID, Name: d.DisplayName(), OK: true}
-		refusal := dk.wouldRefuse(ctx, who.Scope, b, d.Device)
+		_, refusal := dk.wouldBe(ctx, dk.db, who.Scope, b, d.Device)
 		switch {
 		case refusal == nil:
 			p.Willing++
@@ -157,22 +159,6 @@ func (dk *Desk) Preview(ctx context.Context, who httpapi.Principal, b Bulk) (Pre
 		}
 	}
 	return p, nil
-}
-
-// wouldRefuse returns the error that the action would give for one device.
-func (dk *Desk) wouldRefuse(ctx context.Context, scope device.Scope, b Bulk, d device.Device) error {
-	if b.Action == MoveAction {
-		if err := byHand(b.To); err != nil {
-			return err
-		}
-		return dk.MayMove(ctx, dk.db, d, b.To)
-	}
-	c := b.change(scope)
-	after, err := described(d, c)
-	if err != nil {
-		return err
-	}
-	return c.Check(d, after)
 }
 
 // change is what a wish for labels means for one device.
@@ -203,8 +189,9 @@ func staysIn(scope device.Scope) func(before, after device.Device) error {
 func isRefusal(err error) bool { return httpapi.Status(err) < 500 }
 
 // Apply does what a preview has shown, confirmed by its token. When the devices or their stages are
-// others than in the preview, it is fault.Conflict and nothing is done. Devices are changed in small
-// transactions: when the server stops in between, the result of the next run shows what is left.
+// others than in the preview, it is fault.Conflict and nothing is done. Up to maxAwaited devices are
+// changed in small transactions before it returns: when the server stops in between, the result of the
+// next change shows what is left. More of them become a BulkRun.
 func (dk *Desk) Apply(ctx context.Context, who httpapi.Principal, b Bulk, token string) (BulkResult, error) {
 	if b.Action == MoveAction {
 		if _, err := checkReason(who.Actor, b.Reason); err != nil {
@@ -217,6 +204,10 @@ func (dk *Desk) Apply(ctx context.Context, who httpapi.Principal, b Bulk, token 
 	}
 	if token != now {
 		return BulkResult{}, fault.New(fault.Conflict, "the devices have changed since the preview, so nothing was done: look at the preview again")
+	}
+	if len(found) > maxAwaited {
+		run, err := dk.begin(ctx, who, b, found)
+		return BulkResult{Done: int(run.Done), Refused: int(run.Refused), Devices: []Outcome{}, Run: &run}, err
 	}
 	res := BulkResult{Devices: make([]Outcome, 0, len(found))}
 	for batch := range slices.Chunk(found, bulkBatch) {

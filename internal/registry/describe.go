@@ -18,6 +18,8 @@ func Describe() map[string]func(ledger.Event) string {
 		"device.identified": describeIdentified,
 		"device.renamed":    describeRenamed,
 		"device.labeled":    describeLabeled,
+		"device.bulk_begun": ledger.Tell("A change of {devices} devices began: {what}"),
+		"device.bulk_ended": ledger.Tell("A change of many devices ended: {what}; {done} done, {refused} refused"),
 	}
 }
 

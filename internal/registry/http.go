@@ -100,7 +100,8 @@ func (dk *Desk) Routes(a *httpapi.API) {
 func (dk *Desk) readRoutes(a *httpapi.API) {
 	httpapi.Register(a, httpapi.Op{ID: "list-devices", Method: http.MethodGet, Path: "/devices", Tag: "devices", Role: httpapi.Viewer,
 		Summary: "List devices",
-		Detail:  "In the order in which they were created; with q, in the order of what was found. All filters must hold.",
+		Detail: "In the order in which they were created; with q, in the order of what was found. All filters must hold. " +
+			"Where few of very many devices pass, a page may be shorter than its limit, or empty, while it has a next one.",
 	}, func(ctx context.Context, who httpapi.Principal, in *listIn) (*struct{ Body httpapi.List[Row] }, error) {
 		f, err := dk.filter(in.Stage, in.Selector, in.Model, in.Presence, in.Search)
 		if err != nil {
@@ -232,9 +233,19 @@ func (dk *Desk) bulkRoutes(a *httpapi.API) {
 	})
 	httpapi.Register(a, httpapi.Op{ID: "apply-bulk-change", Method: http.MethodPost, Path: "/devices/bulk", Tag: "devices", Role: httpapi.Operator,
 		Summary: "Change many devices as a preview has shown",
-		Detail:  "409 when the devices have changed since the preview; then nothing is done. Devices that refuse are listed with their reasons.",
+		Detail: "409 when the devices have changed since the preview; then nothing is done. Devices that refuse are listed with their reasons. " +
+			"Of more than 1000 devices, up to 100,000, the answer names a run that goes on by itself.",
 	}, func(ctx context.Context, who httpapi.Principal, in *bulkIn) (*struct{ Body BulkResult }, error) {
 		res, err := dk.Apply(ctx, who, in.Body.Bulk, in.Body.Token)
 		return &struct{ Body BulkResult }{res}, err
+	})
+	type runIn struct {
+		ID string `path:"id" maxLength:"40" doc:"Of the bulk change, blk-…"`
+	}
+	httpapi.Register(a, httpapi.Op{ID: "get-bulk-change", Method: http.MethodGet, Path: "/bulk-changes/{id}", Tag: "devices", Role: httpapi.Viewer,
+		Summary: "How far a change of many devices is",
+	}, func(ctx context.Context, who httpapi.Principal, in *runIn) (*struct{ Body BulkRun }, error) {
+		run, err := dk.BulkRunOf(ctx, who.Scope, in.ID)
+		return &struct{ Body BulkRun }{run}, err
 	})
 }

@@ -180,14 +180,16 @@ type LabelValue struct {
 const maxLabelKeys = 1000
 
 // LabelKeys lists the keys of labels that devices of the tenant have, in their order. It steps from key
-// to key in the index of kept counts, so that it costs as much as there are keys.
+// to key in the index of kept counts, so that it costs as much as there are keys. A key that the last
+// device has lost may still have counts there, which come to nothing together.
 func (s *Service) LabelKeys(ctx context.Context, q sqldb.Reader, tenant device.TenantID) ([]string, error) {
 	return labelKeys(ctx, q, sqldb.NewQuery(`WITH RECURSIVE step (key) AS (
 			SELECT MIN(key) FROM registry_label_stage WHERE tenant = ?
 			UNION ALL
 			SELECT (SELECT MIN(c.key) FROM registry_label_stage c WHERE c.tenant = ? AND c.key > step.key)
 			FROM step WHERE step.key IS NOT NULL)
-		SELECT key FROM step WHERE key IS NOT NULL LIMIT ?`, tenant, tenant, maxLabelKeys))
+		SELECT key FROM step WHERE key IS NOT NULL AND EXISTS (SELECT 1 FROM registry_label l WHERE l.tenant = ? AND l.key = step.key) LIMIT ?`,
+		tenant, tenant, tenant, maxLabelKeys))
 }
 
 // LabelKeysWithin is LabelKeys for a scope. When that is a part of the tenant it looks at the part's

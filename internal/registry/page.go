@@ -31,6 +31,7 @@ func (dk *Desk) Pages(c *ui.Console) {
 	c.Handle("POST /devices", httpapi.Operator, p.create)
 	c.Handle("GET /devices/bulk", httpapi.Operator, p.bulkPreview)
 	c.Handle("POST /devices/bulk", httpapi.Operator, p.bulkApply)
+	c.Handle("GET /changes/{id}", httpapi.Viewer, p.bulkRun)
 	c.Handle("GET /devices/{id}", httpapi.Viewer, p.show)
 	c.Handle("POST /devices/{id}", httpapi.Operator, p.edit)
 	c.Handle("GET /devices/{id}/move", httpapi.Operator, p.moveForm)
@@ -42,6 +43,7 @@ type listView struct {
 	Next     string
 	Filtered bool
 	Empty    bool        // the scope has no device at all
+	Searched bool        // the search ended before the end of the fleet; Next goes on with it
 	Stages   []ui.Option // choices of the filter
 	Presence []ui.Option // none when presence is not known
 	Errors   ui.FormErrors
@@ -69,14 +71,15 @@ func (p *pages) list(w http.ResponseWriter, r *http.Request, who httpapi.Princip
 	f, err := p.queryFilter(q)
 	if err == nil {
 		v.Filtered = !f.empty()
-		v.Rows, v.Next, err = p.List(r.Context(), who.Scope, f, httpapi.PageIn{Limit: 50, Cursor: q.Get("cursor")})
+		v.Rows, v.Next, err = p.Desk.list(r.Context(), who.Scope, f, httpapi.PageIn{Limit: 50, Cursor: q.Get("cursor")}, consoleRows)
+		v.Searched = v.Next != "" && len(v.Rows) < 50
 	}
 	if v.Errors = filterErrors(err); v.Errors != nil {
 		view.Status = http.StatusUnprocessableEntity
 	} else if err != nil {
 		return err
 	}
-	if len(v.Rows) == 0 && !v.Filtered && v.Errors == nil {
+	if len(v.Rows) == 0 && !v.Filtered && !v.Searched && v.Errors == nil {
 		v.Empty = true
 	}
 	q.Del("cursor")

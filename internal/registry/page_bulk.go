@@ -111,6 +111,19 @@ func (p *pages) bulkApply(w http.ResponseWriter, r *http.Request, who httpapi.Pr
 		}
 		return p.renderBulk(w, r, who, v, refusal)
 	}
+	if res.Run != nil {
+		http.Redirect(w, r, "/changes/"+res.Run.ID, http.StatusSeeOther)
+		return nil
+	}
 	v.Result = &res
 	return p.renderBulk(w, r, who, v, nil)
+}
+
+// bulkRun shows how far a change of many devices is.
+func (p *pages) bulkRun(w http.ResponseWriter, r *http.Request, who httpapi.Principal) error {
+	run, err := p.BulkRunOf(r.Context(), who.Scope, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return p.files.Render(w, r, who, "bulk_run.html", ui.View{Title: "Change of many devices", Nav: "/devices", Crumbs: devicesCrumb, Live: "device", Data: run})
 }

@@ -12,6 +12,7 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/job"
 	"steward/internal/ledger"
 	"steward/internal/sqldb"
 )
@@ -41,6 +42,7 @@ type Service struct {
 	guards    []Guard
 	moved     []Moved
 	movedMany []MovedMany
+	runner    *job.Runner
 	now       func() time.Time
 	log       *slog.Logger
 }
@@ -53,7 +55,9 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Service{db: cfg.DB, ledger: cfg.Ledger, guards: cfg.Guards, moved: cfg.Moved, movedMany: cfg.MovedMany, now: cfg.Now, log: cfg.Log}
+	s := &Service{db: cfg.DB, ledger: cfg.Ledger, guards: cfg.Guards, moved: cfg.Moved, movedMany: cfg.MovedMany, now: cfg.Now, log: cfg.Log}
+	s.runner = s.newRunner()
+	return s
 }
 
 // Create brings a device into being. It returns fault.Conflict when the tenant has a device with that

@@ -223,6 +223,16 @@ func displayAddr(addr net.Addr) string {
 	return net.JoinHostPort(host, port)
 }
 
+// Alive tells whether the process still answers, for a supervisor that would start it again.
+func (s *Server) Alive(ctx context.Context) error {
+	rec := &statusOnly{header: http.Header{}}
+	s.api.Healthz().ServeHTTP(rec, (&http.Request{Method: http.MethodGet, Header: http.Header{}}).WithContext(ctx))
+	if rec.status != http.StatusOK && rec.status != 0 {
+		return fmt.Errorf("the server is not well: status %d", rec.status)
+	}
+	return ctx.Err()
+}
+
 // ConsoleURL is where people and programs reach console and API.
 func (s *Server) ConsoleURL() string { return s.consoleURL }
 
@@ -239,6 +249,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Add("link", s.link.Run)
 	g.Add("ledger", r.ledger.Run)
 	g.Add("twin", r.twin.Run)
+	g.Add("devices", r.registry.Run)
 	g.Add("purchase", r.purchase.Run)
 	g.Add("release", r.alone("release", r.release.Run))
 	g.Add("update", r.update.Run)
