@@ -224,6 +224,7 @@ func (a *Agent) open() (err error) {
 		Server: a.cfg.Server, Version: a.cfg.Version, Now: a.clock.Now, Seen: a.seen, SlowRetry: a.cfg.SlowRetry, Dial: a.cfg.Dial,
 		Mode: a.cfg.Link, KeepAlive: a.cfg.KeepAlive, Retry: a.cfg.Retry, Better: a.cfg.BetterRetry,
 		Remembered: remembered, Remember: a.rememberVia, Commands: a.takeCommands, Log: a.cfg.Log,
+		Connected: func() { a.contacted(nil) },
 	})
 	if err != nil {
 		return err

@@ -223,7 +223,9 @@ func printStatus(w io.Writer, st agent.Status) {
 	row("serial", st.Serial)
 	row("server", st.Server)
 	row("link", st.Link)
-	row("no better link", st.LinkReason)
+	if st.Link != "" { // else the detail above says it
+		row("no better link", st.LinkReason)
+	}
 	row("last contact", moment(st.LastContact))
 	row("certificate ends", moment(st.CertificateEnds))
 	row("release trust", st.ReleaseTrust)

@@ -81,6 +81,8 @@ type Config struct {
 	Remembered string
 	// Remember is called when another way turns out to work; nil forgets.
 	Remember func(via string)
+	// Connected is called when there is an MQTT connection, the first or another; may be nil.
+	Connected func()
 	// Commands gets commands that the server gives, the same ones any number of times; it returns at once.
 	// nil leaves them with the server.
 	Commands func([]wire.RemoteCommand)
@@ -190,7 +192,7 @@ func (c *Client) Probe(identity *tls.Certificate) *Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	cfg := c.cfg
-	cfg.Commands, cfg.Remember = nil, nil
+	cfg.Commands, cfg.Remember, cfg.Connected = nil, nil, nil
 	p := newClient(cfg, c.base)
 	p.roots, p.identity = c.roots, identity
 	p.reconnect()

@@ -109,6 +109,10 @@ func (k *keeper) connect(ctx context.Context) {
 	if !k.fallen {
 		c.travel(way{trying: true})
 	}
+	select {
+	case <-c.kicked: // what it was about is seen by this attempt
+	default:
+	}
 	s, err := k.attempt(ctx, k.ways())
 	switch {
 	case err == nil:
@@ -355,6 +359,9 @@ func (k *keeper) take(s *stream) {
 	k.c.cfg.Log.Info("connected", "via", s.via, "keep_alive", s.client.Connack().KeepAlive)
 	k.c.travel(way{stream: s})
 	k.c.remember(s.via)
+	if k.c.cfg.Connected != nil {
+		k.c.cfg.Connected()
+	}
 	k.c.rest()
 	if old != nil {
 		old.finish()
