@@ -40,6 +40,11 @@ func (c *cache[K, V]) entry(key K) *cached[V] {
 
 // get returns the kept answer, or computes it. An error is kept for nobody.
 func (c *cache[K, V]) get(ctx context.Context, key K, now func() time.Time, compute func() (V, error)) (V, error) {
+	return c.getIf(ctx, key, now, func(V) bool { return true }, compute)
+}
+
+// getIf is get that keeps only what is worth it.
+func (c *cache[K, V]) getIf(ctx context.Context, key K, now func() time.Time, worth func(V) bool, compute func() (V, error)) (V, error) {
 	var none V
 	e := c.entry(key)
 	select {
@@ -55,6 +60,8 @@ func (c *cache[K, V]) get(ctx context.Context, key K, now func() time.Time, comp
 	if err != nil {
 		return none, err
 	}
-	e.value, e.until = value, now().Add(cacheFresh)
+	if worth(value) {
+		e.value, e.until = value, now().Add(cacheFresh)
+	}
 	return value, nil
 }

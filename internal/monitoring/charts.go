@@ -258,13 +258,13 @@ func (s *Service) GroupCharts(ctx context.Context, scope device.Scope, sel devic
 }
 
 func (s *Service) groupCharts(ctx context.Context, scope device.Scope, sel device.Selector, hours int) (GroupCharts, error) {
-	ids, err := s.idsOf(ctx, scope, sel, maxGroupDevices+1)
+	ids, cut, err := s.sampleOf(ctx, scope, sel, maxGroupDevices)
 	if err != nil {
 		return GroupCharts{}, fmt.Errorf("devices of a group: %w", err)
 	}
 	out := GroupCharts{Charts: []Chart{}}
-	if len(ids) > maxGroupDevices {
-		ids, out.Sampled = ids[:maxGroupDevices], maxGroupDevices
+	if cut {
+		out.Sampled = len(ids)
 	}
 	r, window, err := s.rangeOf(ctx, scope.Tenant, hours, 144)
 	if err != nil {

@@ -177,7 +177,7 @@ func wrapUnlessFault(err error, doing string) error {
 
 // RollUp counts the devices of the scope that match the selector, by presence.
 func (s *Service) RollUp(ctx context.Context, scope device.Scope, sel device.Selector) (RollUp, error) {
-	counts, err := s.countsOf(ctx, scope, sel)
+	counts, err := s.presenceOf(ctx, scope, sel)
 	if err != nil {
 		return RollUp{}, err
 	}

@@ -252,3 +252,56 @@ func TestFleetThatFallsSilentIsJudgedInBoundedSteps(t *testing.T) {
 		}
 	}
 }
+
+func TestLargeGroupsAreCountedFromTheFewThatAreSilent(t *testing.T) {
+	each(t, func(h *house) {
+		fillFleet(t, h.db, 6000, morning)
+		for range 3 { // in service and never seen, one of them outside of the group
+			h.nr++
+			h.write(func(tx *sqldb.Tx) error {
+				labels := map[string]string{"most": ""}
+				if h.nr == 3 {
+					labels = nil
+				}
+				d, err := h.reg.Create(t.Context(), tx, ada.Actor, device.New{Tenant: "default", Serial: fmt.Sprintf("N-%d", h.nr), Stage: device.Staged, Reason: "test", Labels: labels})
+				if err == nil {
+					_, err = h.reg.Move(t.Context(), tx, ada.Actor, device.Move{Num: d.Num, To: device.Enrolled, Reason: "test"})
+				}
+				return err
+			})
+		}
+		for selector, want := range map[string]RollUp{
+			"":                  {Devices: 6003, Online: 5988, Late: 6, Offline: 6, Never: 3},
+			"most":              {Devices: 6000, Online: 5986, Late: 6, Offline: 6, Never: 2},
+			"!nowhere":          {Devices: 6003, Online: 5988, Late: 6, Offline: 6, Never: 3},
+			"site!=site-5,most": {Devices: 5940, Online: 5932, Late: 0, Offline: 6, Never: 2},
+			"site=site-5":       {Devices: 60, Online: 54, Late: 6},
+		} {
+			got, err := h.room.RollUp(t.Context(), whole, device.MustSelector(selector))
+			if err != nil || got != want {
+				t.Errorf("%q: %+v, %v; want %+v", selector, got, err, want)
+			}
+			counted, err := h.room.countsOf(t.Context(), device.Scope{Tenant: "default", Selector: device.MustSelector(selector)})
+			if err != nil || counted[Online] != want.Online || counted[Never] != want.Never {
+				t.Errorf("%q, one by one: %v, %v", selector, counted, err)
+			}
+		}
+	})
+}
+
+func TestSampleOfALargeGroupComesFromAllOverTheFleet(t *testing.T) {
+	h := newHouse(t, sqldbtest.SQLite(t, tables...))
+	fillFleet(t, h.db, sampleFrom+10_000, morning)
+	ids, cut, err := h.room.sampleOf(t.Context(), whole, device.MustSelector("most"), maxGroupDevices)
+	if err != nil || !cut || len(ids) != maxGroupDevices {
+		t.Fatalf("%d devices, cut %v, %v", len(ids), cut, err)
+	}
+	slices.Sort(ids)
+	first, last := fmt.Sprintf("dev-%d", 1000000000000000+1000), fmt.Sprintf("dev-%d", 1000000000000000+sampleFrom+9000)
+	if ids[0] > first || ids[len(ids)-1] < last || len(slices.Compact(ids)) != maxGroupDevices {
+		t.Errorf("from %s to %s", ids[0], ids[len(ids)-1])
+	}
+	if ids, cut, err := h.room.sampleOf(t.Context(), whole, device.MustSelector("site=site-7"), maxGroupDevices); err != nil || cut || len(ids) != 600 {
+		t.Errorf("a small group: %d, cut %v, %v", len(ids), cut, err)
+	}
+}

@@ -188,7 +188,7 @@ func (h *house) expect(want map[State]int64) {
 	if err != nil {
 		h.Fatal(err)
 	}
-	counted, err := h.room.countsOf(h.Context(), device.Scope{Tenant: "default"}, device.Selector{})
+	counted, err := h.room.countsOf(h.Context(), device.Scope{Tenant: "default"})
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -27,6 +27,7 @@ type Devices interface {
 	ByNum(ctx context.Context, q sqldb.Reader, num int64) (device.Device, error)
 	ByID(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id device.ID) (device.Device, error)
 	Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (sql string, args []any)
+	Counts(ctx context.Context, q sqldb.Reader, scope device.Scope) (map[device.Stage]int64, error)
 }
 
 // Twin is what the room needs of the desired state.
@@ -69,6 +70,7 @@ type Service struct {
 	policies  policyCache
 	charts    cache[chartKey, GroupCharts]
 	full      cache[device.TenantID, []series.Line]    // disks nearly full
+	counted   cache[countedKey, map[State]int64]       // large groups
 	connected cache[device.TenantID, map[string]int64] // devices by node
 }
 
@@ -196,6 +198,10 @@ func (s *Service) Moved(ctx context.Context, tx *sqldb.Tx, d device.Device, from
 		return s.forget(ctx, tx, d)
 	case device.Disposed:
 		return s.forget(ctx, tx, d)
+	case device.Staged:
+		if from.InService() { // it enrolls anew: until then nobody expects it
+			return s.forgetSeen(ctx, tx, d)
+		}
 	}
 	return nil
 }

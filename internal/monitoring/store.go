@@ -187,6 +187,20 @@ func readPresence(ctx context.Context, q sqldb.Reader, nums []int64, into map[in
 }
 
 func (s *Service) forgetContact(ctx context.Context, tx *sqldb.Tx, d device.Device) error {
+	if err := s.forgetSeen(ctx, tx, d); err != nil {
+		return err
+	}
+	for _, table := range []string{"monitoring_trouble", "monitoring_event", "monitoring_link"} {
+		if _, err := tx.Exec(ctx, "DELETE FROM "+table+" WHERE num = $1", d.Num); err != nil {
+			return err
+		}
+	}
+	_, err := tx.Exec(ctx, "INSERT INTO monitoring_forget (device) VALUES ($1) ON CONFLICT (device) DO NOTHING", string(d.ID))
+	return err
+}
+
+// forgetSeen forgets that the device was ever in contact.
+func (s *Service) forgetSeen(ctx context.Context, tx *sqldb.Tx, d device.Device) error {
 	tx.AfterCommit(func() { s.drop(d.Num) })
 	row, err := scanSeen(tx.QueryContext(ctx, "SELECT "+seenColumns+" FROM monitoring_seen WHERE num = $1"+tx.Dialect().Pick("", " FOR UPDATE"), d.Num))
 	if err != nil {
@@ -197,15 +211,7 @@ func (s *Service) forgetContact(ctx context.Context, tx *sqldb.Tx, d device.Devi
 			return err
 		}
 	}
-	if _, err := tx.Exec(ctx, "DELETE FROM monitoring_seen WHERE num = $1", d.Num); err != nil {
-		return err
-	}
-	for _, table := range []string{"monitoring_trouble", "monitoring_event", "monitoring_link"} {
-		if _, err = tx.Exec(ctx, "DELETE FROM "+table+" WHERE num = $1", d.Num); err != nil {
-			return err
-		}
-	}
-	_, err = tx.Exec(ctx, "INSERT INTO monitoring_forget (device) VALUES ($1) ON CONFLICT (device) DO NOTHING", string(d.ID))
+	_, err = tx.Exec(ctx, "DELETE FROM monitoring_seen WHERE num = $1", d.Num)
 	return err
 }
 
@@ -239,24 +245,6 @@ func (s *Service) drop(num int64) {
 	}
 }
 
-// Counts returns how many devices of the scope are in each state; devices that were never in contact
-// are not known here and so not counted. Without a selector it reads kept counts.
-func (s *Service) Counts(ctx context.Context, scope device.Scope) (map[State]int64, error) {
-	q := sqldb.NewQuery("SELECT state, n FROM monitoring_count WHERE tenant = ?", string(scope.Tenant))
-	if !scope.Selector.Empty() {
-		return s.countsOf(ctx, scope, device.Selector{})
-	}
-	return readCounts(s.cfg.DB.QueryContext(ctx, q.SQL(), q.Args()...))
-}
-
-// countsOf counts the devices in service that match, those never in contact included.
-func (s *Service) countsOf(ctx context.Context, scope device.Scope, sel device.Selector) (map[State]int64, error) {
-	nums, args := s.cfg.Devices.Matching(scope, sel, inService)
-	q := sqldb.NewQuery("SELECT COALESCE(ms.state, 0), COUNT(*) FROM (").Add(nums, args...).
-		Add(") m LEFT JOIN monitoring_seen ms ON ms.num = m.num GROUP BY COALESCE(ms.state, 0)")
-	return readCounts(s.cfg.DB.QueryContext(ctx, q.SQL(), q.Args()...))
-}
-
 // inService are the stages in which a device is expected to be in contact.
 var inService = []device.Stage{device.Enrolled, device.Active, device.Quarantined, device.InTransfer, device.Retired}
 
@@ -275,15 +263,6 @@ func readCounts(rows *sql.Rows, err error) (map[State]int64, error) {
 		counts[state] += n
 	}
 	return counts, rows.Err()
-}
-
-// idsOf lists the devices in service that match and were ever in contact, at most limit. Their order is
-// that of their random IDs, so that a cut is a fair sample of a large group and the same one each time.
-func (s *Service) idsOf(ctx context.Context, scope device.Scope, sel device.Selector, limit int) ([]string, error) {
-	nums, args := s.cfg.Devices.Matching(scope, sel, inService)
-	q := sqldb.NewQuery("SELECT ms.device FROM (").Add(nums, args...).
-		Add(") m JOIN monitoring_seen ms ON ms.num = m.num ORDER BY ms.device LIMIT ?", limit)
-	return texts(s.cfg.DB.QueryContext(ctx, q.SQL(), q.Args()...))
 }
 
 func numbers(rows *sql.Rows, err error) (out []int64, _ error) {
