@@ -58,6 +58,9 @@ func (s *Service) identify(ctx context.Context, cert *x509.Certificate) (device.
 	if err != nil {
 		return none, c, fmt.Errorf("read the device of certificate %s: %w", c.Serial, err)
 	}
+	if cert.Subject.CommonName != string(d.ID) {
+		return none, c, errUnknownDevice() // the row was bent to another device
+	}
 	if err := admit(d, c); err != nil {
 		return none, c, err
 	}
@@ -88,11 +91,10 @@ func admit(d device.Device, c Certificate) error {
 	return nil
 }
 
-// checkChain verifies the signatures up to the tenant's root, once per certificate and process. The
-// row in the table says that we issued it; this makes sure that writing to the database is not enough
-// to become a device.
+// checkChain makes sure that we have issued the certificate: by our seal on it, or by the signatures up to
+// the tenant's root, once per certificate and process.
 func (s *Service) checkChain(ctx context.Context, c Certificate, cert *x509.Certificate) error {
-	if s.chains.has(cert.Raw) {
+	if s.seals.holds(c) || s.chains.has(cert.Raw) {
 		return nil
 	}
 	a, err := s.authorities.find(ctx, c.tenant)

@@ -147,7 +147,7 @@ func TestForgedAndForeignCertificatesAreUnknown(t *testing.T) {
 		strange := forge(t, &x509.Certificate{SerialNumber: big.NewInt(77), Subject: cert.Subject, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter}, forger)
 		h.must(h.db.Write(ctx, func(tx *sqldb.Tx) error {
 			return insertCertificate(ctx, tx, Certificate{Serial: serialText(strange), Device: d.ID, KeyID: "x", Issued: start, Expires: cert.NotAfter,
-				tenant: d.Tenant, num: d.Num, body: strange.Raw}, "ca-x")
+				tenant: d.Tenant, num: d.Num, body: strange.Raw, seal: sealer{[]byte("a guess")}.seal(d.Tenant, strange.Raw)}, "ca-x")
 		}))
 		_, err = h.identify(strange)
 		h.wantCode(err, fault.Forbidden, wire.CodeUnknownDevice)
@@ -155,6 +155,42 @@ func TestForgedAndForeignCertificatesAreUnknown(t *testing.T) {
 		h.wantCode(err, fault.Unauthorized, wire.CodeCertificateRequired)
 		_, err = h.identify(cert)
 		h.must(err)
+	})
+}
+
+func TestRowOfACertificateThatWasBentToAnotherDeviceIsRefused(t *testing.T) {
+	each(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		other, _, _ := h.enrolled("SN-1")
+		_, _, cert := h.enrolled("SN-2")
+		h.must(h.db.Write(ctx, func(tx *sqldb.Tx) error {
+			_, err := tx.Exec(ctx, "UPDATE provisioning_certificate SET num = $1, device = $2 WHERE serial = $3", other.Num, string(other.ID), serialText(cert))
+			return err
+		}))
+		_, err := h.identify(cert)
+		h.wantCode(err, fault.Forbidden, wire.CodeUnknownDevice)
+	})
+}
+
+func TestSealSparesTheChainAndItsLossDoesNot(t *testing.T) {
+	each(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		_, _, cert := h.enrolled("SN-1")
+		_, err := h.identify(cert)
+		h.must(err)
+		if h.s.chains.has(cert.Raw) {
+			t.Error("the chain of a sealed certificate was verified")
+		}
+		// as of a version that sealed nothing
+		h.must(h.db.Write(ctx, func(tx *sqldb.Tx) error {
+			_, err := tx.Exec(ctx, "UPDATE provisioning_certificate SET seal = $1", []byte{})
+			return err
+		}))
+		_, err = h.identify(cert)
+		h.must(err)
+		if !h.s.chains.has(cert.Raw) {
+			t.Error("the chain of a certificate without a seal was not verified")
+		}
 	})
 }
 
@@ -327,8 +363,8 @@ func TestTwoNodesMakeOneAuthority(t *testing.T) {
 		h.must(err)
 		names, err := h.keys.Names(context.Background())
 		h.must(err)
-		if len(list) != 2 || len(names) != 3 {
-			t.Errorf("%d certificates, %d keys: want 2 and, with the envelope key, 3", len(list), len(names))
+		if len(list) != 2 || len(names) != 4 {
+			t.Errorf("%d certificates, %d keys: want 2 and, with the keys of envelopes and seals, 4", len(list), len(names))
 		}
 	})
 }

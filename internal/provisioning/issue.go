@@ -70,7 +70,7 @@ func (s *Service) sign(in issuance) (Certificate, error) {
 	return Certificate{
 		Serial: serialText(t), Device: in.device.ID, KeyID: in.request.keyID, KeyKind: in.request.kind, State: CertificateIssued,
 		Issued: now, Expires: t.NotAfter.Truncate(time.Second), Address: in.address,
-		tenant: in.device.Tenant, num: in.device.Num, body: der,
+		tenant: in.device.Tenant, num: in.device.Num, body: der, seal: s.seals.seal(in.device.Tenant, der),
 	}, nil
 }
 

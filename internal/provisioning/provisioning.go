@@ -172,6 +172,7 @@ type Certificate struct {
 	tenant device.TenantID
 	num    int64
 	body   []byte
+	seal   []byte // see sealer
 }
 
 func (c Certificate) stateAt(now time.Time) CertificateState {

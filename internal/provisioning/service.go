@@ -99,10 +99,11 @@ type Service struct {
 	envelope    crypto.Signer
 	failures    *failures
 	chains      *verified
+	seals       sealer
 	pages       *ui.Pages // set by Pages
 }
 
-// New returns the room. It makes the envelope key at first start, and nothing else.
+// New returns the room. It makes the envelope key and the one that seals certificates at first start, and nothing else.
 func New(ctx context.Context, cfg Config) (*Service, error) {
 	if cfg.DB == nil || cfg.Ledger == nil || cfg.Devices == nil || cfg.Fleet == nil || cfg.Keys == nil || cfg.LinkURL == nil || cfg.Log == nil {
 		return nil, errors.New("provisioning: a required field of Config is missing")
@@ -123,11 +124,15 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	seals, err := openSealer(ctx, cfg.Keys)
+	if err != nil {
+		return nil, err
+	}
 	as := &authorities{db: cfg.DB, keys: cfg.Keys, ledger: cfg.Ledger, now: cfg.Now, log: cfg.Log, known: map[device.TenantID]*authority{}}
 	return &Service{
 		cfg: cfg, authorities: as, envelope: envelope,
 		link:     &linkCertificate{authorities: as, names: cfg.LinkNames, now: cfg.Now, log: cfg.Log},
-		failures: newFailures(cfg.Now), chains: newVerified(),
+		failures: newFailures(cfg.Now), chains: newVerified(), seals: seals,
 	}, nil
 }
 

@@ -12,12 +12,12 @@ import (
 	"steward/internal/sqldb"
 )
 
-const certificateColumns = "serial, tenant, num, device, key_id, key_kind, body, issued, expires, address, first_used, superseded, revoked, reason"
+const certificateColumns = "serial, tenant, num, device, key_id, key_kind, body, issued, expires, address, first_used, superseded, revoked, reason, seal"
 
 func scanCertificate(row interface{ Scan(...any) error }, now time.Time) (Certificate, error) {
 	var c Certificate
 	err := row.Scan(&c.Serial, &c.tenant, &c.num, &c.Device, &c.KeyID, &c.KeyKind, &c.body, sqldb.ScanMicros(&c.Issued), sqldb.ScanMicros(&c.Expires),
-		&c.Address, sqldb.ScanMicros(&c.FirstUsed), sqldb.ScanMicros(&c.Superseded), sqldb.ScanMicros(&c.Revoked), &c.Reason)
+		&c.Address, sqldb.ScanMicros(&c.FirstUsed), sqldb.ScanMicros(&c.Superseded), sqldb.ScanMicros(&c.Revoked), &c.Reason, &c.seal)
 	c.State = c.stateAt(now)
 	return c, err
 }
@@ -59,10 +59,10 @@ func listCertificates(ctx context.Context, q sqldb.Reader, query *sqldb.Builder,
 func insertCertificate(ctx context.Context, tx *sqldb.Tx, c Certificate, authority string) error {
 	late := c.Issued.Add(c.Expires.Sub(c.Issued) * 3 / 4)
 	_, err := tx.Exec(ctx, `INSERT INTO provisioning_certificate
-		(serial, tenant, num, device, authority, key_id, key_kind, body, issued, expires, renewal_late, address)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
+		(serial, tenant, num, device, authority, key_id, key_kind, body, issued, expires, renewal_late, address, seal)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
 		c.Serial, string(c.tenant), c.num, string(c.Device), authority, c.KeyID, c.KeyKind, c.body,
-		sqldb.Micros(c.Issued), sqldb.Micros(c.Expires), sqldb.Micros(late), c.Address)
+		sqldb.Micros(c.Issued), sqldb.Micros(c.Expires), sqldb.Micros(late), c.Address, c.seal)
 	if err != nil {
 		return fmt.Errorf("insert certificate: %w", err)
 	}
