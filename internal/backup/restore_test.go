@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,95 +16,6 @@ import (
 	"steward/internal/stewardtest"
 	"steward/internal/wire"
 )
-
-// traffic is what people and programs write while something else happens.
-type traffic struct {
-	h      *stewardtest.House
-	device string
-
-	label  atomic.Int64 // the highest value of the label "n" that was acknowledged
-	mu     sync.Mutex
-	orders []string // acknowledged
-	stop   chan struct{}
-	ended  sync.WaitGroup
-}
-
-// startTraffic writes a label and orders, one after the other, until end is called or the server is gone.
-func startTraffic(h *stewardtest.House, device string) *traffic {
-	tr := &traffic{h: h, device: device, stop: make(chan struct{})}
-	tr.ended.Go(func() {
-		for n := int64(1); !tr.stopped(); n++ {
-			_, err := h.Try(http.MethodPatch, "/devices/"+device, stewardtest.Object{"labels": stewardtest.Object{"n": fmt.Sprint(n)}})
-			if err == nil {
-				tr.label.Store(n)
-			}
-		}
-	})
-	tr.ended.Go(func() {
-		for n := 1; !tr.stopped(); n++ {
-			out, err := h.Try(http.MethodPost, "/orders", stewardtest.Object{
-				"number": fmt.Sprintf("LOAD-%d", n), "supplier": "acme", "currency": "EUR", "lines": []stewardtest.Object{{"model": "gateway", "quantity": 1, "unit_price": 1}},
-			})
-			if id, _ := out["id"].(string); err == nil {
-				tr.mu.Lock()
-				tr.orders = append(tr.orders, id)
-				tr.mu.Unlock()
-			}
-		}
-	})
-	return tr
-}
-
-func (tr *traffic) stopped() bool {
-	select {
-	case <-tr.stop:
-		return true
-	default:
-		return false
-	}
-}
-
-func (tr *traffic) end() { close(tr.stop); tr.ended.Wait() }
-
-// acknowledged is what the server has answered for so far.
-type acknowledged struct {
-	label  int64
-	orders []string
-	head   []byte
-}
-
-func (tr *traffic) acknowledged() acknowledged {
-	tr.mu.Lock()
-	defer tr.mu.Unlock()
-	return acknowledged{tr.label.Load(), append([]string(nil), tr.orders...), tr.h.Checkpoint()}
-}
-
-// check proves that all of it is there.
-func (a acknowledged) check(t *testing.T, h *stewardtest.House, device string) {
-	t.Helper()
-	labels, _ := h.Get("/devices/" + device)["labels"].(map[string]any)
-	var n int64
-	if _, err := fmt.Sscan(fmt.Sprint(labels["n"]), &n); err != nil || n < a.label {
-		t.Errorf("the label is %v, and %d was acknowledged", labels["n"], a.label)
-	}
-	there := map[string]bool{}
-	for _, o := range h.List("/orders") {
-		id, _ := o["id"].(string)
-		there[id] = true
-	}
-	for _, id := range a.orders {
-		if !there[id] {
-			t.Errorf("the acknowledged order %s is lost", id)
-		}
-	}
-	h.VerifyLedger(a.head)
-}
-
-// some waits until enough was written for a test to mean something.
-func (tr *traffic) some(n int64) {
-	from := tr.label.Load()
-	tr.h.Until("there is traffic", func() bool { return tr.label.Load() >= from+n })
-}
 
 func restoreFile(t *testing.T, path, to string, identities ...age.Identity) Result {
 	t.Helper()
@@ -137,9 +45,9 @@ func TestBackupUnderLoadBringsBackAllThatWasAcknowledgedBefore(t *testing.T) {
 	h.Push("", "1.0.0", stewardtest.Good)
 	h.Push("", "1.1.0", stewardtest.Good)
 	h.AwaitState(h.Assign("1.0.0", ""), "committed", n)
-	load := startTraffic(h, fleet[0].ID)
-	load.some(20)
-	before := load.acknowledged()
+	load := h.Traffic(fleet[0].ID)
+	load.Some(20)
+	before := load.Acknowledged()
 
 	lock, opener := passphrase(t, "correct horse")
 	file := filepath.Join(t.TempDir(), "steward.backup")
@@ -151,13 +59,13 @@ func TestBackupUnderLoadBringsBackAllThatWasAcknowledgedBefore(t *testing.T) {
 	}
 
 	// What the backup can't know: later states that devices accept, a release, one device that has it.
-	load.some(20)
+	load.Some(20)
 	h.AwaitState(h.Assign("1.1.0", ""), "committed", n)
 	h.Push("", "2.0.0", stewardtest.Good)
 	h.AwaitState(h.Assign("2.0.0", "ring=canary"), "committed", 1)
-	after := load.acknowledged()
+	after := load.Acknowledged()
 	h.KillServer()
-	load.end()
+	load.End()
 	if err := os.Rename(h.Dir, h.Dir+".lost"); err != nil {
 		t.Fatal(err)
 	}
@@ -167,11 +75,11 @@ func TestBackupUnderLoadBringsBackAllThatWasAcknowledgedBefore(t *testing.T) {
 		t.Errorf("restored: %+v", summaryOf(got))
 	}
 	h.StartServer()
-	before.check(t, h, fleet[0].ID)
+	before.Check()
 	if events := h.List("/events?kind=ledger.restored"); len(events) != 1 {
 		t.Errorf("the ledger tells of %d restores", len(events))
 	}
-	if _, err := server.VerifyLedger(t.Context(), server.Config{DataDir: h.Dir}, after.head); err == nil {
+	if _, err := server.VerifyLedger(t.Context(), server.Config{DataDir: h.Dir}, after.Head); err == nil {
 		t.Error("a head that was kept after the backup does not show that the ledger has lost events")
 	}
 	// Devices come back by themselves, leave what is no longer wanted, and go on.

@@ -11,11 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"steward/internal/run"
 	"steward/internal/server"
 )
 
 func (a *app) runCommands() []*cobra.Command {
-	return inGroup("run", a.serverCommand(), a.backupCommand(), a.restoreCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand(), a.keysCommand())
+	return inGroup("run", a.serverCommand(), a.backupCommand(), a.restoreCommand(), a.migrateStoreCommand(), a.healthCommand(), a.manCommand(), a.demoCommand(), a.loginCommand(), a.openapiCommand(), a.adminCommand(), a.keysCommand())
 }
 
 func (a *app) serverCommand() *cobra.Command {
@@ -28,9 +29,15 @@ func (a *app) serverCommand() *cobra.Command {
 		Long: `server runs Steward with its embedded engines, or on PostgreSQL and an outside NATS.
 
 It writes the addresses it serves on, its CA and the first administrator's credentials to
-DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.`,
+DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.
+
+Each flag can be a variable of the environment instead: --link-url as STEWARD_LINK_URL, and so on.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			unknown, err := fromEnvironment(cmd, os.Environ())
+			if err != nil {
+				return err
+			}
 			if cfg.DataDir == "" {
 				return usagef("give the data directory with --data DIR")
 			}
@@ -46,12 +53,24 @@ DIR/bootstrap.json (mode 0600) once it serves. Stop it with SIGTERM or Ctrl-C.`,
 				level = slog.LevelDebug
 			}
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			for _, name := range unknown {
+				cfg.Log.Warn("this variable of the environment is no setting of the server", "name", name)
+			}
+			sd := newSupervisor()
+			cfg.Serving = func() {
+				if err := sd.tell("READY=1"); err != nil {
+					cfg.Log.Error("the service manager was not told that the server is ready", "error", err)
+				}
+			}
 			s, err := server.Open(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "console %s\nlink    %s\nlogin   see %s/bootstrap.json\n", s.ConsoleURL(), s.LinkURL(), cfg.DataDir)
-			return errors.Join(s.Run(cmd.Context()), s.Close())
+			var g run.Group
+			g.Add("server", s.Run)
+			g.Add("service manager", func(ctx context.Context) error { sd.watch(ctx, cfg.Log, s.Alive); return nil })
+			return errors.Join(g.Run(cmd.Context()), s.Close())
 		},
 	}
 	f := cmd.Flags()

@@ -1,0 +1,10 @@
+package move
+
+import (
+	"os"
+	"testing"
+
+	"steward/internal/stewardtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(stewardtest.Main(m)) }
