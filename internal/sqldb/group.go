@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// groupCommit lets concurrent writers of SQLite share one transaction and so one fsync. There is no
-// goroutine of its own: the first writer that finds nobody leading becomes the leader, runs its own
+// groupCommit lets concurrent writers share one transaction and so one fsync: all of SQLite's, and on
+// PostgreSQL those that ask for it (DB.WriteShared). There is no goroutine of its own: the first writer that finds nobody leading becomes the leader, runs its own
 // function and those that others have queued meanwhile, commits, and tells each its result. Then it
 // hands the lead to the next in the queue: under load nobody leads for ever.
 //
@@ -27,6 +27,10 @@ type groupCommit struct {
 	queue   []*groupWrite
 	idle    *sync.Cond // signalled when nobody leads any more; made by close
 	commits atomic.Int64
+	retries atomic.Int64
+
+	// alone is set for PostgreSQL: it runs one function in a transaction of its own, with repetitions.
+	alone func(ctx context.Context, fn func(*Tx) error) (*Tx, error)
 }
 
 type groupWrite struct {
@@ -108,7 +112,7 @@ func (g *groupCommit) next() *groupWrite {
 // lead runs one group, of which the caller's write is the first, and passes the lead on. It does both
 // also when a function ends the goroutine (runtime.Goexit, as t.FailNow does).
 func (g *groupCommit) lead(db *sql.DB) {
-	run := &group{db: db, next: g.next, commits: &g.commits}
+	run := &group{db: db, in: g}
 	defer func() {
 		run.answer()
 		g.mu.Lock()
@@ -123,6 +127,10 @@ func (g *groupCommit) lead(db *sql.DB) {
 			g.idle.Broadcast()
 		}
 	}()
+	if g.alone != nil {
+		run.shared()
+		return
+	}
 	run.together()
 	var unsure *commitError
 	if run.err != nil && len(run.members) > 1 && (!errors.As(run.err, &unsure) || IsFull(run.err)) {
@@ -146,8 +154,7 @@ func (g *groupCommit) close() {
 // group is what one leader runs.
 type group struct {
 	db      *sql.DB
-	next    func() *groupWrite
-	commits *atomic.Int64
+	in      *groupCommit
 	members []*groupWrite
 	err     error // of the transaction, which no member survives
 }
@@ -172,9 +179,9 @@ func (g *group) answer() {
 // together runs functions in one transaction, each in a savepoint, for as long as there are some.
 func (g *group) together() {
 	txs := map[*groupWrite]*Tx{}
-	g.err = inTransaction(g.db, func(sqlTx *sql.Tx) error {
+	g.err = inTransaction(g.db, nil, func(sqlTx *sql.Tx) error {
 		for started := time.Now(); len(g.members) < groupLimit && time.Since(started) < groupTime; {
-			w := g.next()
+			w := g.in.next()
 			if w == nil {
 				break
 			}
@@ -189,13 +196,13 @@ func (g *group) together() {
 	})
 	if g.err != nil {
 		if len(g.members) == 0 { // it could not begin
-			if w := g.next(); w != nil {
+			if w := g.in.next(); w != nil {
 				g.members = append(g.members, w)
 			}
 		}
 		return
 	}
-	g.commits.Add(1)
+	g.in.commits.Add(1)
 	for w, tx := range txs {
 		w.tx = tx
 	}
@@ -207,7 +214,7 @@ func (g *group) apart() {
 	for _, w := range g.members {
 		w.err = nil
 		var tx *Tx
-		g.err = inTransaction(g.db, func(sqlTx *sql.Tx) (err error) {
+		g.err = inTransaction(g.db, nil, func(sqlTx *sql.Tx) (err error) {
 			tx, err = w.runIn(sqlTx)
 			return err
 		})
@@ -216,15 +223,15 @@ func (g *group) apart() {
 		case g.err != nil:
 			w.err = g.err
 		default:
-			g.commits.Add(1)
+			g.in.commits.Add(1)
 			w.tx = tx
 		}
 	}
 }
 
 // inTransaction commits what fn did, or nothing. The transaction outlives each caller's context.
-func inTransaction(db *sql.DB, fn func(*sql.Tx) error) error {
-	sqlTx, err := db.BeginTx(context.Background(), nil)
+func inTransaction(db *sql.DB, options *sql.TxOptions, fn func(*sql.Tx) error) error {
+	sqlTx, err := db.BeginTx(context.Background(), options)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -254,7 +261,7 @@ func (w *groupWrite) runIn(sqlTx *sql.Tx) (*Tx, error) {
 	if _, err := sqlTx.ExecContext(ctx, "SAVEPOINT member"); err != nil {
 		return nil, fmt.Errorf("savepoint: %w", err)
 	}
-	tx := &Tx{tx: sqlTx, dialect: SQLite}
+	tx := &Tx{tx: sqlTx, dialect: SQLite, grouped: true}
 	w.err = guarded(tx, w.fn)
 	if w.err != nil {
 		if _, err := sqlTx.ExecContext(ctx, "ROLLBACK TO member"); err != nil {

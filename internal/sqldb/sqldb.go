@@ -5,7 +5,8 @@
 // Reading: DB.Query and DB.QueryRow see committed state. Writing: only inside DB.Write. On SQLite
 // there is one writer with group commit: functions of concurrent callers run one after the other,
 // each in its own savepoint, and share one fsync; Write returns after it. On PostgreSQL each function
-// has its own serializable transaction, run again when the database asks for it. So a function given
+// has its own serializable transaction, run again when the database asks for it; with WriteShared
+// concurrent callers share one there too. So a function given
 // to Write may run more than once: it must have no effect but through its Tx. And it must not call
 // Write again or wait for somebody who does: on SQLite both would wait for ever.
 //
@@ -70,7 +71,7 @@ type DB struct {
 	read    *sql.DB
 	write   *sql.DB // the same as read on PostgreSQL; one connection on SQLite
 
-	group groupCommit // SQLite only
+	group groupCommit // on PostgreSQL for WriteShared only
 
 	writes           atomic.Int64
 	commits, retries atomic.Int64 // of PostgreSQL; SQLite's commits are counted by group
@@ -87,7 +88,7 @@ type Stats struct {
 
 // Stats returns the counts so far; for metrics and benchmarks.
 func (db *DB) Stats() Stats {
-	return Stats{Writes: db.writes.Load(), Commits: db.commits.Load() + db.group.commits.Load(), Retries: db.retries.Load()}
+	return Stats{Writes: db.writes.Load(), Commits: db.commits.Load() + db.group.commits.Load(), Retries: db.retries.Load() + db.group.retries.Load()}
 }
 
 // readConnections is how many readers SQLite serves at a time; more only compete for two cores.
@@ -147,6 +148,7 @@ func openPostgres(ctx context.Context, url string) (*DB, error) {
 	pool.SetMaxIdleConns(postgresConnections)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
 	db := &DB{dialect: Postgres, read: pool, write: pool}
+	db.group.alone = db.writePostgres
 	if err := pool.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("connect to postgres: %w", err), db.Close())
 	}
@@ -189,12 +191,23 @@ func (db *DB) QueryRowContext(ctx context.Context, query string, args ...any) *s
 // Write runs fn in a transaction and returns after the commit is durable, with fn's error or the
 // database's. When fn fails, nothing of it remains. fn may run more than once.
 func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
+	if db.dialect == SQLite {
+		return db.WriteShared(ctx, fn)
+	}
+	return db.writeBy(ctx, db.writePostgres, fn)
+}
+
+// WriteShared is Write for the many small changes that a fleet makes: fn may share its transaction with
+// those of concurrent callers, as it always does on SQLite. On PostgreSQL a node runs one such
+// transaction at a time, which spares commits, and the repetitions that serializable transactions
+// beside one another would need. fn must not wait for anything but the database.
+func (db *DB) WriteShared(ctx context.Context, fn func(tx *Tx) error) error {
+	return db.writeBy(ctx, func(ctx context.Context, fn func(*Tx) error) (*Tx, error) { return db.group.do(ctx, db.write, fn) }, fn)
+}
+
+func (db *DB) writeBy(ctx context.Context, write func(context.Context, func(*Tx) error) (*Tx, error), fn func(tx *Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
-	}
-	write := db.writePostgres
-	if db.dialect == SQLite {
-		write = db.writeSQLite
 	}
 	tx, err := write(ctx, fn)
 	if err != nil {
@@ -203,10 +216,6 @@ func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 	db.writes.Add(1)
 	tx.committed() // here, so that a panic of it hits its own caller
 	return nil
-}
-
-func (db *DB) writeSQLite(ctx context.Context, fn func(tx *Tx) error) (*Tx, error) {
-	return db.group.do(ctx, db.write, fn)
 }
 
 // A function is run again after a serialization failure or deadlock until this much time has passed;
@@ -298,6 +307,7 @@ func IsFull(err error) bool {
 type Tx struct {
 	tx      *sql.Tx
 	dialect Dialect
+	grouped bool // others' functions share the transaction
 	after   []func()
 	over    atomic.Bool // the function has returned
 }
@@ -305,14 +315,13 @@ type Tx struct {
 // Dialect returns which SQL the database speaks.
 func (tx *Tx) Dialect() Dialect { return tx.dialect }
 
-// begin returns the context to run a statement under. On SQLite an interrupted statement would take
-// the transaction of the whole group with it, so there a context is looked at before each statement
-// only.
+// begin returns the context to run a statement under. An interrupted statement would take the
+// transaction of a whole group with it, so there a context is looked at before each statement only.
 func (tx *Tx) begin(ctx context.Context) (context.Context, error) {
 	if tx.over.Load() {
 		return ctx, sql.ErrTxDone
 	}
-	if tx.dialect == SQLite {
+	if tx.grouped {
 		return context.WithoutCancel(ctx), ctx.Err()
 	}
 	return ctx, ctx.Err()
@@ -375,6 +384,9 @@ func (tx *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *s
 func (tx *Tx) ReadCommitted(ctx context.Context) error {
 	if tx.dialect != Postgres {
 		return nil
+	}
+	if tx.grouped {
+		return errors.New("a shared transaction is serializable for all its functions")
 	}
 	_, err := tx.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 	return err
