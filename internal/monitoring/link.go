@@ -151,7 +151,7 @@ func (l *links) waiting(num int64) (linkNote, bool) {
 
 func (s *Service) nodeAlive(id string) bool {
 	switch {
-	case id == s.cfg.Node:
+	case id == s.cfg.Node():
 		return true
 	case s.cfg.NodeAlive == nil:
 		return false
@@ -174,7 +174,7 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 		if err := rows.Scan(&c.Node, &c.Via, &c.Address, sqldb.ScanMicros(&c.Since), &c.Count, sqldb.ScanMicros(&d.At), &d.Why); err != nil {
 			return Links{}, fmt.Errorf("read connections: %w", err)
 		}
-		if c.Node == s.cfg.Node && waits {
+		if c.Node == s.cfg.Node() && waits {
 			continue // what this node knows is newer
 		}
 		if c.Count > 0 && s.nodeAlive(c.Node) {
@@ -192,7 +192,7 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 	}
 	switch {
 	case waits && mine.n > 0:
-		out.Connections = append(out.Connections, Connection{s.cfg.Node, mine.via, mine.address, mine.since, mine.n})
+		out.Connections = append(out.Connections, Connection{s.cfg.Node(), mine.via, mine.address, mine.since, mine.n})
 	case waits:
 		out.end(Disconnect{mine.via, mine.ended, mine.why})
 	}
@@ -238,7 +238,7 @@ func (s *Service) ConnectedCount(ctx context.Context, tenant device.TenantID) (b
 func (s *Service) writeLinks(ctx context.Context, tx *sqldb.Tx, notes map[int64]linkNote) error {
 	nums := slices.Sorted(maps.Keys(notes))
 	for chunk := range slices.Chunk(nums, rowsPerStatement) {
-		if err := upsertLinks(ctx, tx, s.cfg.Node, chunk, notes); err != nil {
+		if err := upsertLinks(ctx, tx, s.cfg.Node(), chunk, notes); err != nil {
 			return fmt.Errorf("write connections: %w", err)
 		}
 	}
@@ -341,7 +341,7 @@ func (s *Service) endLinks(ctx context.Context, node string) error {
 // while it was paused or cut off.
 func (s *Service) checkOwn(ctx context.Context) error {
 	var n int
-	err := s.cfg.DB.QueryRowContext(ctx, "SELECT COUNT(*) FROM monitoring_link WHERE node = $1 AND n > 0", s.cfg.Node).Scan(&n)
+	err := s.cfg.DB.QueryRowContext(ctx, "SELECT COUNT(*) FROM monitoring_link WHERE node = $1 AND n > 0", s.cfg.Node()).Scan(&n)
 	if err != nil {
 		return fmt.Errorf("check connections: %w", err)
 	}

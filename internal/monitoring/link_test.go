@@ -79,7 +79,7 @@ func TestConnectionsAreKnownOnEveryNode(t *testing.T) {
 			t.Helper()
 			for _, room := range rooms {
 				if got := h.linked(room, d); got != want {
-					t.Errorf("%s sees %q, want %q", room.cfg.Node, got, want)
+					t.Errorf("%s sees %q, want %q", room.cfg.Node(), got, want)
 				}
 			}
 		}

@@ -109,7 +109,7 @@ func (h *house) open(dir string) *Service {
 func (h *house) openAs(dir, node string, alive func(id string) bool) *Service {
 	h.Helper()
 	room, err := Open(Config{DB: h.db, Ledger: h.ledger, Devices: h.reg, Twin: h.twin, Dir: dir, Now: h.clock.now,
-		Log: quietLog(), Node: node, NodeAlive: alive})
+		Log: quietLog(), Node: func() string { return node }, NodeAlive: alive})
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -285,7 +285,7 @@ func (s *Service) watch(ctx context.Context) (since time.Time, err error) {
 		if now.Sub(alive) > watchGap || now.Before(alive.Add(-watchGap)) || !s.nodeAlive(node) {
 			since = now // nobody watched, or the clock was set
 		}
-		return writeWatch(ctx, tx, since, now, s.cfg.Node)
+		return writeWatch(ctx, tx, since, now, s.cfg.Node())
 	})
 	return since, err
 }

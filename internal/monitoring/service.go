@@ -47,9 +47,9 @@ type Config struct {
 	Log     *slog.Logger
 	Now     func() time.Time // nil means time.Now
 
-	// Node names this start of this node; empty means a random name. NodeAlive tells whether another one
-	// runs; nil means that there is none.
-	Node      string
+	// Node names this start of this node; it is asked once Run or the link has begun. nil means a random
+	// name. NodeAlive tells whether another one runs; nil means that there is none.
+	Node      func() string
 	NodeAlive func(id string) bool
 	// Once runs do on one node at a time, for as long as ctx lasts; nil runs it directly, for a single
 	// node. Doing it on two nodes at once would only cost, so nothing depends on it.
@@ -79,8 +79,9 @@ func Open(cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Node == "" {
-		cfg.Node = device.RandomName(10)
+	if cfg.Node == nil {
+		name := device.RandomName(10)
+		cfg.Node = func() string { return name }
 	}
 	store, err := series.Open(series.Config{Dir: cfg.Dir, Keep: cfg.Keep, Log: cfg.Log, Now: cfg.Now})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"steward/internal/bus"
@@ -56,7 +57,7 @@ func (c Config) nodeName() string {
 // join enters this node into the list of nodes; the addresses are known by then.
 func (s *Server) join(ctx context.Context) (err error) {
 	r := s.rooms
-	m := &meeting{bus: r.bus, cfg: s.cfg}
+	m := &meeting{bus: r.bus, cfg: s.cfg, alive: &r.alive}
 	self := lease.Node{Name: s.cfg.nodeName(), Version: s.cfg.Version, Console: s.consoleURL, Link: s.door.url, Bus: r.bus.Address()}
 	r.nodes, err = lease.Open(ctx, lease.Config{DB: r.db, Self: self, Looked: m.looked, Now: s.cfg.Now, Log: s.cfg.Log})
 	return err
@@ -70,6 +71,20 @@ func (r *rooms) once(ctx context.Context, name string, do func(ctx context.Conte
 	return r.nodes.Once(ctx, name, do)
 }
 
+// nodeID names this start of this node to others, once it has joined them.
+func (r *rooms) nodeID() string {
+	if r.nodes == nil {
+		return ""
+	}
+	return r.nodes.ID()
+}
+
+// nodeAlive tells whether a node has given a sign of life lately, as this one has last seen it.
+func (r *rooms) nodeAlive(id string) bool {
+	alive := r.alive.Load()
+	return alive != nil && slices.Contains(*alive, id)
+}
+
 // alone makes a member of the group that one node runs at a time.
 func (r *rooms) alone(name string, run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error { return r.once(ctx, name, run) }
@@ -79,13 +94,17 @@ func (r *rooms) alone(name string, run func(context.Context) error) func(context
 type meeting struct {
 	bus    *bus.Bus
 	cfg    Config
+	alive  *atomic.Pointer[[]string]
 	warned bool // that others can't be reached
 }
 
 // looked is called after each sign of life, by one goroutine at a time.
 func (m *meeting) looked(nodes []lease.Node) {
-	var others, addrs []string
+	var others, addrs, alive []string
 	for _, n := range nodes {
+		if n.Alive {
+			alive = append(alive, n.ID)
+		}
 		if n.Self || !n.Alive {
 			continue
 		}
@@ -94,6 +113,7 @@ func (m *meeting) looked(nodes []lease.Node) {
 			addrs = append(addrs, n.Bus)
 		}
 	}
+	m.alive.Store(&alive)
 	if err := m.bus.SetPeers(addrs); err != nil {
 		m.cfg.Log.Warn("the bus can't be connected to another node's", "error", err)
 	}

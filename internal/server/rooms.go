@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"steward/internal/access"
 	"steward/internal/device"
@@ -46,6 +47,8 @@ type rooms struct {
 	monitoring   *monitoring.Service
 	disposal     *disposal.Service
 	remote       *remote.Service
+
+	alive atomic.Pointer[[]string] // IDs of the nodes that are there
 }
 
 // makeRooms makes the rooms from the spine outwards; it starts nothing.
@@ -81,7 +84,7 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 	r.remote = remote.New(remote.Config{DB: e.db, Ledger: r.ledger, Devices: r.registry, Bus: e.bus, Group: r.group, Once: r.once, Log: cfg.Log, Now: cfg.Now})
 	r.monitoring, err = monitoring.Open(monitoring.Config{
 		DB: e.db, Ledger: r.ledger, Devices: r.registry, Twin: r.twin, Dir: cfg.path("metrics"),
-		Keep: cfg.MetricsRetention, Once: r.once, Log: cfg.Log, Now: cfg.Now,
+		Keep: cfg.MetricsRetention, Once: r.once, Node: r.nodeID, NodeAlive: r.nodeAlive, Log: cfg.Log, Now: cfg.Now,
 	})
 	return r, err
 }
