@@ -238,3 +238,18 @@ func (s *Service) BySerials(ctx context.Context, q sqldb.Reader, tenant device.T
 	}
 	return found, nil
 }
+
+// ByNums returns devices by their numbers inside this database, in the order of the numbers; one that does
+// not exist is left out.
+func (s *Service) ByNums(ctx context.Context, q sqldb.Reader, nums []int64) ([]device.Device, error) {
+	var out []device.Device
+	for chunk := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(nums))), batchRows) {
+		b := sqldb.NewQuery("SELECT "+deviceColumns+" FROM registry_device d WHERE d.num IN ("+marks(len(chunk))+") ORDER BY d.num", anys(chunk)...)
+		some, err := manyDevices(ctx, q, b.SQL(), b.Args()...)
+		if err != nil {
+			return nil, fmt.Errorf("read %d devices: %w", len(nums), err)
+		}
+		out = append(out, some...)
+	}
+	return out, nil
+}

@@ -38,7 +38,7 @@ type Devices interface {
 	// Counts returns how many devices of the scope are in each stage.
 	Counts(ctx context.Context, q sqldb.Reader, scope device.Scope) (map[device.Stage]int64, error)
 	Matching(scope device.Scope, sel device.Selector, stages []device.Stage) (query string, args []any)
-	ByNum(ctx context.Context, q sqldb.Reader, num int64) (device.Device, error)
+	ByNums(ctx context.Context, q sqldb.Reader, nums []int64) ([]device.Device, error)
 	ByID(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id device.ID) (device.Device, error)
 }
 

@@ -140,11 +140,20 @@ func (s *Service) statesIn(ctx context.Context, scope device.Scope, f DeviceFilt
 
 // named fills in what people call the devices.
 func (s *Service) named(ctx context.Context, list []DeviceState) ([]DeviceState, error) {
+	nums := make([]int64, len(list))
+	for i, d := range list {
+		nums[i] = d.num
+	}
+	devices, err := s.cfg.Devices.ByNums(ctx, s.cfg.DB, nums)
+	if err != nil {
+		return nil, fmt.Errorf("name devices: %w", err)
+	}
+	byNum := make(map[int64]device.Device, len(devices))
+	for _, d := range devices {
+		byNum[d.Num] = d
+	}
 	for i := range list {
-		d, err := s.cfg.Devices.ByNum(ctx, s.cfg.DB, list[i].num)
-		if err != nil {
-			return nil, fmt.Errorf("name device: %w", err)
-		}
+		d := byNum[list[i].num]
 		list[i].Device, list[i].Name = d.ID, d.DisplayName()
 	}
 	return list, nil

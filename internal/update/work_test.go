@@ -222,3 +222,32 @@ func TestDevicesBehindANumberArePagedByAssignmentAndState(t *testing.T) {
 		}
 	})
 }
+
+// untilIdle waits until an assignment has reached its devices.
+func (h *house) untilIdle(a update.Assignment) {
+	h.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(60 * time.Second); ; <-tick.C {
+		now := a0(h, a)
+		if now.Progress == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.Fatalf("progress %+v", now.Progress)
+		}
+	}
+}
+
+// first returns the first devices that were made.
+func (h *house) first(n int) (devices []device.Device) {
+	h.Helper()
+	for num := range n {
+		d, err := h.reg.ByNum(context.Background(), h.db, int64(num+1))
+		if err != nil {
+			h.Fatal(err)
+		}
+		devices = append(devices, d)
+	}
+	return devices
+}
