@@ -28,9 +28,10 @@ type crew struct {
 	docs   []map[wire.Section]string // what the device reports
 }
 
-func newCrew(b *testing.B, engine string, cfg twin.Config) *crew {
+func newCrew(b *testing.B, engine string, devices int) *crew {
 	b.Helper()
 	db := sqldbtest.Open(b, engine, tables...)
+	cfg := twin.Config{}
 	cfg.Reactions = map[wire.Section]twin.Reaction{
 		"update":    func(context.Context, *sqldb.Tx, device.Device, []byte) error { return nil },
 		"inventory": func(context.Context, *sqldb.Tx, device.Device, []byte) error { return nil },
@@ -39,7 +40,7 @@ func newCrew(b *testing.B, engine string, cfg twin.Config) *crew {
 	cfg.Contact = func(context.Context, *sqldb.Tx, device.Device, wire.Report) error { return nil }
 	cfg.ContactUnchanged = func(device.Device, wire.Report) { contacts.Add(1) }
 	c := &crew{house: newHouse(b, db, cfg)}
-	for num := range int64(benchDevices) {
+	for num := range int64(devices) {
 		a := &agent{boot: fmt.Sprintf("boot-%d-abcdefghijkl", num), instance: fmt.Sprintf("instance-%d-abcdefgh", num)}
 		docs := map[wire.Section]string{}
 		for _, section := range benchSections {
@@ -56,10 +57,10 @@ func newCrew(b *testing.B, engine string, cfg twin.Config) *crew {
 		}
 	}
 	c.write(func(tx *sqldb.Tx) error {
-		_, err := c.s.SetDesiredWhere(b.Context(), tx, fleetUpTo, []any{benchDevices}, "monitoring", "all")
+		_, err := c.s.SetDesiredWhere(b.Context(), tx, fleetUpTo, []any{devices}, "monitoring", "all")
 		return err
 	})
-	c.all(b, 256, benchDevices, func(num int64, _ int) wire.Report { return c.agents[num-1].next(true, c.docs[num-1]) })
+	c.all(b, 256, devices, func(num int64, _ int) wire.Report { return c.agents[num-1].next(true, c.docs[num-1]) })
 	return c
 }
 
@@ -111,13 +112,13 @@ func BenchmarkReports(b *testing.B) {
 	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
 		for _, callers := range []int{64, 256} {
 			b.Run(fmt.Sprintf("%s/changed/callers=%d", engine, callers), func(b *testing.B) {
-				c := newCrew(b, engine, twin.Config{})
+				c := newCrew(b, engine, benchDevices)
 				c.measure(b, callers, func(num int64, round int) wire.Report {
 					return c.agents[num-1].next(false, map[wire.Section]string{"services": body("services", round%2+1)})
 				})
 			})
 			b.Run(fmt.Sprintf("%s/accepted/callers=%d", engine, callers), func(b *testing.B) {
-				c := newCrew(b, engine, twin.Config{})
+				c := newCrew(b, engine, benchDevices)
 				c.measure(b, callers, func(num int64, round int) wire.Report {
 					r := c.agents[num-1].next(false, nil)
 					r.Epoch = int64(1 - round%2)
@@ -125,7 +126,7 @@ func BenchmarkReports(b *testing.B) {
 				})
 			})
 			b.Run(fmt.Sprintf("%s/unchanged/callers=%d", engine, callers), func(b *testing.B) {
-				c := newCrew(b, engine, twin.Config{})
+				c := newCrew(b, engine, benchDevices)
 				c.measure(b, callers, func(num int64, _ int) wire.Report { return c.agents[num-1].next(false, c.docs[num-1]) })
 			})
 		}
@@ -136,7 +137,7 @@ func BenchmarkReports(b *testing.B) {
 func BenchmarkEnvelopes(b *testing.B) {
 	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
 		b.Run(engine, func(b *testing.B) {
-			c := newCrew(b, engine, twin.Config{})
+			c := newCrew(b, engine, benchDevices)
 			ds := make([]device.Device, 500)
 			used := cpu()
 			b.ResetTimer()
@@ -150,5 +151,57 @@ func BenchmarkEnvelopes(b *testing.B) {
 			}
 			b.ReportMetric(float64((cpu()-used).Microseconds())/float64(b.N*len(ds)), "cpu-µs/device")
 		})
+	}
+}
+
+// BenchmarkNewDevice is what a device does after it has enrolled: a full report of five sections, of which
+// the fleet shares three, the upload of the other two, and the report again.
+func BenchmarkNewDevice(b *testing.B) {
+	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
+		b.Run(engine, func(b *testing.B) {
+			c := newCrew(b, engine, 1)
+			var retries int64
+			before, used := c.db.Stats(), cpu()
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			var next atomic.Int64
+			for range 64 {
+				wg.Go(func() {
+					for num := next.Add(1) + 1; num <= int64(b.N)+1; num = next.Add(1) + 1 {
+						if err := c.enroll(b.Context(), num); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.StopTimer()
+			used = cpu() - used
+			retries = c.db.Stats().Retries - before.Retries
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "devices/s")
+			b.ReportMetric(float64(used.Microseconds())/float64(b.N), "cpu-µs/op")
+			b.ReportMetric(float64(retries)/float64(b.N), "retries/op")
+		})
+	}
+}
+
+func (c *crew) enroll(ctx context.Context, num int64) error {
+	a := &agent{boot: fmt.Sprint("boot-", num), instance: "i"}
+	docs := map[wire.Section]string{}
+	for _, section := range benchSections {
+		docs[section] = body(section, 0)
+	}
+	docs["inventory"], docs["update"] = fmt.Sprintf(`{"inventory":%d}`, num), fmt.Sprintf(`{"update":%d}`, num)
+	for {
+		answer, err := c.s.Report(ctx, unit(num), a.next(true, docs))
+		if err != nil || len(answer.Missing) == 0 {
+			return err
+		}
+		for _, section := range []wire.Section{"inventory", "update"} {
+			if err := c.s.Upload(ctx, unit(num), wire.HashOf([]byte(docs[section])), []byte(docs[section])); err != nil {
+				return err
+			}
+		}
 	}
 }

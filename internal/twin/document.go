@@ -72,18 +72,6 @@ func (s *Service) useDocument(ctx context.Context, tx *sqldb.Tx, hash wire.Hash)
 	return doc, nil
 }
 
-// document returns the body of a document that is in the device's desired state at this moment.
-func (s *Service) document(ctx context.Context, num int64, hash wire.Hash) ([]byte, error) {
-	var body []byte
-	err := s.db.QueryRowContext(ctx, `SELECT doc.body FROM twin_document doc
-		WHERE doc.hash = $1 AND EXISTS (SELECT 1 FROM twin_desired t WHERE t.num = $2 AND t.document = doc.document)`,
-		hash, num).Scan(&body)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fault.New(fault.NotFound, "the desired state of this device has no document %s", hash)
-	}
-	return body, err
-}
-
 // sweepBatch is how many documents one transaction removes.
 const sweepBatch = 500
 

@@ -24,6 +24,8 @@ type Service struct {
 	envelopes envelopes
 	epochs    together[epochCall]
 	sealing   together[sealCall]
+	fetches   together[fetchCall]
+	bodies    bodies
 	looks     together[*reportCall] // read committed state
 	takes     together[*reportCall] // one transaction at a time
 	seen      *seen
@@ -44,6 +46,7 @@ func New(cfg Config) *Service {
 	s := &Service{cfg: cfg, db: cfg.DB, log: cfg.Log, now: cfg.Now, node: device.RandomName(10), seen: newSeen()}
 	s.epochs.limit, s.epochs.run = 4*batchLimit, s.readEpochs
 	s.sealing.limit, s.sealing.run = batchLimit, s.sealBatch
+	s.fetches.limit, s.fetches.run = batchLimit, s.fetch
 	s.looks.limit, s.looks.run = batchLimit, s.look
 	s.takes.limit, s.takes.run = batchLimit, s.takeTogether
 	return s
@@ -85,13 +88,4 @@ func (s *Service) sweepAlways(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-// Document returns the body of a document of the device's desired state. Every other document is
-// fault.NotFound, whether it exists or not, and so is every document for a quarantined device.
-func (s *Service) Document(ctx context.Context, d device.Device, hash wire.Hash) ([]byte, error) {
-	if withheld(d) {
-		return nil, errWithheld
-	}
-	return s.document(ctx, d.Num, hash)
 }

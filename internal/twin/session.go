@@ -114,18 +114,6 @@ func readSessions(ctx context.Context, q reader, nums []int64, lock bool) (map[i
 	return out, rows.Err()
 }
 
-// holdSession makes sure that there is a row of the device's session to lock.
-func holdSession(ctx context.Context, tx *sqldb.Tx, num int64) error {
-	if tx.Dialect() == sqldb.SQLite {
-		return nil
-	}
-	_, err := tx.Exec(ctx, "INSERT INTO twin_session (num, "+sessionColumns+") VALUES ($1, '', '', 0, '', 0, 0, 0, 0, 0) ON CONFLICT (num) DO NOTHING", num)
-	if err != nil {
-		return fmt.Errorf("make session: %w", err)
-	}
-	return nil
-}
-
 // sessionRows are sessions to be written.
 type sessionRows struct {
 	nums, sequence, strange, cloned, accepted, acceptedAt, reportedAt []int64
