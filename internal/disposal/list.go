@@ -2,7 +2,6 @@ package disposal
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 
 	"steward/internal/device"
@@ -62,27 +61,15 @@ func (s *Service) retired(ctx context.Context, q sqldb.Reader, scope device.Scop
 	b := sqldb.NewQuery("SELECT m.num FROM ("+nums+") m WHERE m.num > ?", append(args[:len(args):len(args)], after)...)
 	if s.cfg.Undelivered != nil {
 		never, args := s.cfg.Undelivered(scope.Tenant)
-		b.Add("AND m.num NOT IN ("+never+")", args...)
+		// Asked for each device: there may be a hundred thousand that never came.
+		b.Add("AND NOT EXISTS (SELECT 1 FROM ("+never+") n WHERE n.num = m.num)", args...)
 	}
 	b.Add("ORDER BY m.num LIMIT ?", limit)
-	rows, err := q.QueryContext(ctx, b.SQL(), b.Args()...)
+	list, err := sqldb.Collect(ctx, q, sqldb.Value[int64], b.SQL(), b.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("list retired devices: %w", err)
 	}
-	return scanNums(rows)
-}
-
-func scanNums(rows *sql.Rows) ([]int64, error) {
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var list []int64
-	for rows.Next() {
-		var num int64
-		if err := rows.Scan(&num); err != nil {
-			return nil, err
-		}
-		list = append(list, num)
-	}
-	return list, rows.Err()
+	return list, nil
 }
 
 // Waiting is a retired device with its newest disposal, if there is one.

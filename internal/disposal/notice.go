@@ -45,7 +45,7 @@ func (s *Service) countRetired(ctx context.Context, scope device.Scope, conditio
 	b := sqldb.NewQuery("SELECT COUNT(*) FROM ("+nums+") m WHERE "+condition, args...)
 	if s.cfg.Undelivered != nil {
 		never, args := s.cfg.Undelivered(scope.Tenant)
-		b.Add("AND m.num NOT IN ("+never+")", args...)
+		b.Add("AND NOT EXISTS (SELECT 1 FROM ("+never+") n WHERE n.num = m.num)", args...)
 	}
 	if err = s.cfg.DB.QueryRowContext(ctx, b.SQL(), b.Args()...).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count retired devices: %w", err)

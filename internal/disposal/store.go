@@ -40,20 +40,11 @@ func scan(rows *sql.Rows) (x Disposal, err error) {
 }
 
 func query(ctx context.Context, q sqldb.Reader, b *sqldb.Builder) ([]Disposal, error) {
-	rows, err := q.QueryContext(ctx, b.SQL(), b.Args()...)
+	list, err := sqldb.Collect(ctx, q, scan, b.SQL(), b.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("read disposals: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	list := []Disposal{}
-	for rows.Next() {
-		x, err := scan(rows)
-		if err != nil {
-			return nil, fmt.Errorf("read disposals: %w", err)
-		}
-		list = append(list, x)
-	}
-	return list, rows.Err()
+	return append([]Disposal{}, list...), nil
 }
 
 func byID(ctx context.Context, q sqldb.Reader, tenant device.TenantID, id string) (Disposal, error) {

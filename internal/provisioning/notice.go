@@ -23,19 +23,20 @@ func (s *Service) lateQuery(scope device.Scope, columns string) *sqldb.Builder {
 	q := sqldb.NewQuery("SELECT "+columns+" FROM provisioning_certificate c WHERE tenant = ? AND superseded = 0 AND revoked = 0 AND renewal_late < ?",
 		string(scope.Tenant), sqldb.Micros(s.cfg.Now()))
 	nums, args := s.cfg.Fleet.Matching(scope, device.Selector{}, inService)
-	return q.Add("AND num IN ("+nums+")", args...).Add(newestOnly)
+	return q.Add("AND EXISTS (SELECT 1 FROM ("+nums+") m WHERE m.num = c.num)", args...).Add(newestOnly)
 }
 
-// inScope adds the reader's part of the fleet to a query of a table with a column num.
+// inScope adds the reader's part of the fleet to a query of a table with the name t and a column num. Each
+// of its few rows is looked at: the devices of a whole tenant may be a million.
 func (s *Service) inScope(q *sqldb.Builder, scope device.Scope, stages []device.Stage) *sqldb.Builder {
 	nums, args := s.cfg.Fleet.Matching(scope, device.Selector{}, stages)
-	return q.Add("AND num IN ("+nums+")", args...)
+	return q.Add("AND EXISTS (SELECT 1 FROM ("+nums+") m WHERE m.num = t.num)", args...)
 }
 
 // Notices tells what needs somebody: late renewals, clones, reused tokens, devices that nobody bought.
 func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice, error) {
 	tenant := string(scope.Tenant)
-	reused := sqldb.NewQuery("SELECT COUNT(*) FROM provisioning_token WHERE tenant = ? AND reused > ?", tenant, sqldb.Micros(s.cfg.Now().Add(-reuseNotice)))
+	reused := sqldb.NewQuery("SELECT COUNT(*) FROM provisioning_token t WHERE tenant = ? AND reused > ?", tenant, sqldb.Micros(s.cfg.Now().Add(-reuseNotice)))
 	if !scope.Selector.Empty() {
 		s.inScope(reused, scope, nil)
 	}
@@ -46,7 +47,7 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 		one    string // title for one, the notice's own is for several
 	}{
 		{
-			s.inScope(sqldb.NewQuery("SELECT COUNT(*) FROM provisioning_clone WHERE tenant = ? AND cleared = 0", tenant), scope, nil),
+			s.inScope(sqldb.NewQuery("SELECT COUNT(*) FROM provisioning_clone t WHERE tenant = ? AND cleared = 0", tenant), scope, nil),
 			ui.Notice{Level: ui.Bad, Title: "%d devices may have been cloned", Href: "/enrollment/clones",
 				Detail: "Two machines report with the same identity. Find out which is the original, revoke the identity and enroll both anew."},
 			"A device may have been cloned",
@@ -64,7 +65,7 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 			"A certificate is late for renewal",
 		},
 		{
-			s.inScope(sqldb.NewQuery("SELECT COUNT(*) FROM provisioning_unpurchased WHERE tenant = ?", tenant), scope, []device.Stage{device.Quarantined}),
+			s.inScope(sqldb.NewQuery("SELECT COUNT(*) FROM provisioning_unpurchased t WHERE tenant = ?", tenant), scope, []device.Stage{device.Quarantined}),
 			ui.Notice{Level: ui.Warn, Title: "%d devices enrolled that nobody bought", Href: "/devices?stage=quarantined",
 				Detail: "They are in quarantine: put them into service or retire them."},
 			"A device enrolled that nobody bought",
@@ -93,7 +94,7 @@ const maxClones = 200
 
 // clones lists the open flags of the reader's devices, the latest first.
 func (s *Service) clones(ctx context.Context, scope device.Scope) ([]CloneFlag, error) {
-	q := s.inScope(sqldb.NewQuery("SELECT device, instances, since, last FROM provisioning_clone WHERE tenant = ? AND cleared = 0", string(scope.Tenant)), scope, nil)
+	q := s.inScope(sqldb.NewQuery("SELECT device, instances, since, last FROM provisioning_clone t WHERE tenant = ? AND cleared = 0", string(scope.Tenant)), scope, nil)
 	q.Add("ORDER BY last DESC LIMIT ?", maxClones)
 	rows, err := s.cfg.DB.QueryContext(ctx, q.SQL(), q.Args()...)
 	if err != nil {

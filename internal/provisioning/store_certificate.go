@@ -145,7 +145,7 @@ func (s *Service) expiring(ctx context.Context, scope device.Scope, before time.
 	q := sqldb.NewQuery("SELECT "+certificateColumns+" FROM provisioning_certificate c WHERE tenant = ? AND superseded = 0 AND revoked = 0 AND expires < ?",
 		string(scope.Tenant), sqldb.Micros(before))
 	nums, args := s.cfg.Fleet.Matching(scope, device.Selector{}, inService)
-	q.Add("AND num IN ("+nums+")", args...).Add(newestOnly)
+	q.Add("AND EXISTS (SELECT 1 FROM ("+nums+") m WHERE m.num = c.num)", args...).Add(newestOnly)
 	if after.Serial != "" {
 		q.Add("AND (expires, serial) > (?, ?)", after.Expires, after.Serial)
 	}
