@@ -623,8 +623,13 @@ func (h *house) run(room *Service) {
 
 func (h *house) until(what string, ok func() bool) {
 	h.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
+	look, end := time.NewTicker(5*time.Millisecond), time.NewTimer(20*time.Second)
+	defer look.Stop()
+	defer end.Stop()
+	for !ok() {
+		select {
+		case <-look.C:
+		case <-end.C:
 			h.Fatalf("not in time: %s", what)
 		}
 	}
