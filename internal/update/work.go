@@ -11,6 +11,7 @@ import (
 	"steward/internal/device"
 	"steward/internal/fault"
 	"steward/internal/job"
+	"steward/internal/ledger"
 	"steward/internal/sqldb"
 	"steward/internal/wire"
 )
@@ -138,11 +139,21 @@ func (s *Service) step(ctx context.Context, tx *sqldb.Tx, w *work, size int) (do
 	}
 	w.Done += int64(len(nums))
 	if w.position == 0 {
-		_, err = tx.Exec(ctx, `DELETE FROM update_work WHERE assignment = $1`, w.assignment)
-		return true, err
+		return true, s.end(ctx, tx, a, *w)
 	}
 	_, err = tx.Exec(ctx, `UPDATE update_work SET position = $1, done = $2 WHERE assignment = $3`, w.position, w.Done, w.assignment)
 	return false, err
+}
+
+// end removes the work. What took more than one transaction is told when it is done.
+func (s *Service) end(ctx context.Context, tx *sqldb.Tx, a Assignment, w work) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM update_work WHERE assignment = $1`, w.assignment); err != nil || w.Total <= atOnce {
+		return err
+	}
+	return s.cfg.Ledger.Append(ctx, tx, ledger.Event{
+		Tenant: a.Tenant, Kind: EventReached, Subject: a.ID, Actor: device.System("update"),
+		Data: ledger.Facts(map[string]any{"release": a.Release, "version": a.Version, "task": w.Task, "devices": w.Done}),
+	})
 }
 
 // stepDevices bounds the devices of one step.
