@@ -16,7 +16,7 @@ import (
 	"steward/internal/ui/chart"
 )
 
-//go:embed page
+//go:embed page/*.html
 var pageFiles embed.FS
 
 // Pages adds the room's pages.

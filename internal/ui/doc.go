@@ -5,7 +5,7 @@
 //
 // A list that refreshes by itself, a form with errors, and a page that asks before what cannot be undone:
 //
-//	//go:embed page
+//	//go:embed page/*.html
 //	var pageFiles embed.FS
 //
 //	func (s *Service) Pages(c *ui.Console) {

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"text/template/parse"
 
 	"steward/internal/httpapi"
 )
@@ -55,9 +56,55 @@ func (c *Console) Parse(files fs.FS) *Pages {
 	p := &Pages{c: c, byID: map[string]*template.Template{}}
 	for _, name := range own {
 		t := template.Must(template.Must(base.Clone()).ParseFS(files, name))
+		if missing := undefined(t); missing != "" {
+			panic(fmt.Sprintf("ui: %s uses the template %q, which nobody defines; are its files embedded?", name, missing))
+		}
 		p.byID[name[strings.LastIndexByte(name, '/')+1:]] = t
 	}
 	return p
+}
+
+// undefined names a template that is used and not defined, "" when there is none: better at the start than
+// in front of a person.
+func undefined(t *template.Template) string {
+	var within func(n parse.Node) string
+	list := func(nodes ...*parse.ListNode) string {
+		for _, l := range nodes {
+			if l == nil {
+				continue
+			}
+			for _, n := range l.Nodes {
+				if name := within(n); name != "" {
+					return name
+				}
+			}
+		}
+		return ""
+	}
+	within = func(n parse.Node) string {
+		switch n := n.(type) {
+		case *parse.TemplateNode:
+			if t.Lookup(n.Name) == nil {
+				return n.Name
+			}
+		case *parse.IfNode:
+			return list(n.List, n.ElseList)
+		case *parse.RangeNode:
+			return list(n.List, n.ElseList)
+		case *parse.WithNode:
+			return list(n.List, n.ElseList)
+		}
+		return ""
+	}
+	for _, own := range t.Templates() {
+		if own.Tree == nil {
+			continue
+		}
+		if name := list(own.Tree.Root); name != "" {
+			return name
+		}
+	}
+	return ""
 }
 
 // View is what every page gives to the frame.

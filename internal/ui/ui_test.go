@@ -488,3 +488,21 @@ func TestChangedQueryKeepsTheOthers(t *testing.T) {
 		t.Errorf("pager %+v, %v", links, err)
 	}
 }
+
+func TestPageThatUsesAnUnknownTemplateIsToldAtTheStart(t *testing.T) {
+	c := newConsole(&strings.Builder{}, nil)
+	for _, page := range []string{
+		`{{define "content"}}{{template "mine" .}}{{end}}`,
+		`{{define "content"}}{{range .Data}}{{if .}}a{{else}}{{with .}}{{template "mine" .}}{{end}}{{end}}{{end}}{{end}}`,
+	} {
+		func() {
+			defer func() {
+				if said := fmt.Sprint(recover()); !strings.Contains(said, `"mine"`) {
+					t.Errorf("%s: %s", page, said)
+				}
+			}()
+			c.Parse(fstest.MapFS{"page/list.html": {Data: []byte(page)}})
+		}()
+	}
+	c.Parse(fstest.MapFS{"page/list.html": {Data: []byte(`{{define "content"}}{{template "mine" .}}{{end}}`)}, "page/_mine.html": {Data: []byte(`{{define "mine"}}x{{end}}`)}})
+}
