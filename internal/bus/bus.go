@@ -74,6 +74,9 @@ type Bus struct {
 
 	mu      sync.Mutex      // held while the peers change
 	options *server.Options // as the server inside runs with
+
+	hearersMu sync.Mutex
+	hearers   map[*hearer]struct{}
 }
 
 const (
@@ -93,7 +96,7 @@ func Start(cfg Config) (*Bus, error) {
 	if cfg.URL != "" && cfg.Cluster.Listen != "" {
 		return nil, errors.New("with an outside NATS server there is no bus between nodes to listen for")
 	}
-	b := &Bus{closed: make(chan struct{}), log: cfg.Log}
+	b := &Bus{closed: make(chan struct{}), log: cfg.Log, hearers: map[*hearer]struct{}{}}
 	options := []nats.Option{
 		nats.Name("steward " + cfg.Name),
 		nats.MaxReconnects(-1),
@@ -154,15 +157,23 @@ func (b *Bus) Publish(subject string, data []byte) error {
 // A message published anywhere after Subscribe has returned arrives, when it isn't lost. After
 // cancel no further call begins.
 func (b *Bus) Subscribe(subject string, handle func(subject string, data []byte)) (cancel func(), err error) {
-	sub, err := b.conn.Subscribe(subject, func(m *nats.Msg) { handle(m.Subject, m.Data) })
+	h := &hearer{subject: subject, handle: handle}
+	sub, err := b.conn.Subscribe(subject, func(m *nats.Msg) { h.hear(m.Subject, m.Data) })
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
 	if err := b.settle(sub); err != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
-	// Unsubscribing fails only when the connection is closed, and then nothing arrives any more.
-	return func() { _ = sub.Unsubscribe() }, nil
+	b.hearersMu.Lock()
+	defer b.hearersMu.Unlock()
+	b.hearers[h] = struct{}{}
+	return func() {
+		b.hearersMu.Lock()
+		delete(b.hearers, h)
+		b.hearersMu.Unlock()
+		_ = sub.Unsubscribe() // fails only when the connection is closed, and then nothing arrives any more
+	}, nil
 }
 
 // settle bounds the subscription and waits until the server has it; without a connection to an outside

@@ -87,6 +87,31 @@ func TestCancelledSubscriptionGetsNothingMore(t *testing.T) {
 	}
 }
 
+func TestHeardMessageReachesSubscribersOfThisProcessOnly(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	s := outside(t, -1)
+	defer s.Shutdown()
+	a, b := start(t, bus.Config{URL: s.ClientURL()}), start(t, bus.Config{URL: s.ClientURL()})
+	defer b.Close()
+	defer a.Close()
+	far, _ := subscribe(t, b, ">")
+	near := map[string]<-chan string{}
+	for _, pattern := range []string{"a.b.c", "a.*.c", "a.>", ">", "a.*", "a.b", "a.b.c.d", "*.*.*", "x.>", "a.b.c.>"} {
+		near[pattern], _ = subscribe(t, a, pattern)
+	}
+	a.Hear("a.b.c", []byte("1"))
+	for pattern, c := range near {
+		want := map[string]int{"a.b.c": 1, "a.*.c": 1, "a.>": 1, ">": 1, "*.*.*": 1}[pattern]
+		if len(c) != want {
+			t.Errorf("%s got %d messages, want %d", pattern, len(c), want)
+		}
+	}
+	publish(t, a, "last", "")
+	if m := receive(t, far); m != "last " {
+		t.Errorf("another process got %q", m)
+	}
+}
+
 func TestSlowSubscriberHoldsNobodyUp(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	b := start(t, bus.Config{})

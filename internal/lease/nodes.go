@@ -64,15 +64,16 @@ func (n *Nodes) single() bool { return n.cfg.DB.Dialect() == sqldb.SQLite }
 // ID names this start of this node.
 func (n *Nodes) ID() string { return n.self.ID }
 
-// Run gives signs of life until ctx ends. Then it waits until the work done under leases has returned,
+// Run gives signs of life until ctx ends; one that fails is tried again soon, so that a database that is
+// started anew moves no lease. Then it waits until the work done under leases has returned,
 // and takes this node out of the list, so that others go on at once.
 func (n *Nodes) Run(ctx context.Context) error {
-	tick := time.NewTicker(n.cfg.Beat)
-	defer tick.Stop()
+	next := time.NewTimer(n.cfg.Beat)
+	defer next.Stop()
 	for done := ctx.Done(); ; {
 		select {
-		case <-tick.C:
-			n.tryBeat(context.WithoutCancel(ctx))
+		case <-next.C:
+			next.Reset(n.tryBeat(context.WithoutCancel(ctx)))
 			continue
 		case <-done:
 			done = nil
@@ -96,12 +97,16 @@ func (n *Nodes) leave(ctx context.Context) error {
 	return nil
 }
 
-func (n *Nodes) tryBeat(ctx context.Context) {
+// tryBeat returns when the next sign of life is due.
+func (n *Nodes) tryBeat(ctx context.Context) time.Duration {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.Life)
 	defer cancel()
 	if err := n.beat(ctx); err != nil {
 		n.cfg.Log.Warn("no sign of life could be given to other nodes", "error", err)
+		return n.cfg.Beat / 4
 	}
+	return max(0, n.cfg.Beat-time.Since(began))
 }
 
 // beat gives one sign of life, looks at the others' and forgets those long gone.

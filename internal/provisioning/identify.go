@@ -169,6 +169,7 @@ func (s *Service) markFirstUse(ctx context.Context, d device.Device, c Certifica
 		if err := touchCRL(ctx, tx, d.Tenant); err != nil {
 			return err
 		}
+		s.afterCommit(ctx, tx, ChangedSubject, d.Num)
 		return s.cfg.Ledger.Append(ctx, tx, ledger.Event{
 			Tenant: d.Tenant, Kind: "provisioning.superseded", Device: d.ID, Subject: c.Serial, Actor: deviceActor(d),
 			Data: ledger.Facts(map[string]any{"certificate": c.Serial, "superseded": old}),

@@ -33,7 +33,7 @@ func (h *house) half() { h.clock.forward(DefaultCertificateLife/2 + time.Hour) }
 
 func TestRenewalEndsTheOldCertificateAtTheFirstUseOfTheNew(t *testing.T) {
 	each(t, func(t *testing.T, h *house) {
-		_, key, old := h.enrolled("SN-1")
+		d, key, old := h.enrolled("SN-1")
 		_, err := h.identify(old)
 		h.must(err)
 		_, err = h.renew(old, newKeyPair(t))
@@ -52,6 +52,9 @@ func TestRenewalEndsTheOldCertificateAtTheFirstUseOfTheNew(t *testing.T) {
 		h.wantCode(err, fault.Forbidden, wire.CodeSuperseded)
 		if len(h.events("provisioning.renewed")) != 1 || len(h.events("provisioning.superseded")) != 1 {
 			t.Error("renewal and succession are not told once each")
+		}
+		if want := ChangedSubject + " " + strconv.FormatInt(d.Num, 10); len(h.bus.msgs) != 1 || h.bus.msgs[0] != want {
+			t.Errorf("published %q, want %q once: other nodes keep what they knew of the old one", h.bus.msgs, want)
 		}
 	})
 }

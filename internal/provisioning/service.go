@@ -66,6 +66,10 @@ type Publisher interface {
 // revoked, so that every node closes what it holds open.
 const RevokedSubject = "provisioning.revoked"
 
+// ChangedSubject is where the number of a device is published (decimal) after Identify answers otherwise
+// for it than before: an older certificate of it counts no more.
+const ChangedSubject = "device.changed"
+
 // Config of the room.
 type Config struct {
 	DB      *sqldb.DB // required, migrated
@@ -158,12 +162,17 @@ func (s *Service) LinkRoot(ctx context.Context) (string, error) {
 // wakeRevoked tells all nodes after the commit. A lost message costs the time until the device's next
 // request, which is refused from the database.
 func (s *Service) wakeRevoked(ctx context.Context, tx *sqldb.Tx, num int64) {
+	s.afterCommit(ctx, tx, RevokedSubject, num)
+}
+
+// afterCommit publishes a device's number once the transaction is durable.
+func (s *Service) afterCommit(ctx context.Context, tx *sqldb.Tx, subject string, num int64) {
 	if s.cfg.Bus == nil {
 		return
 	}
 	tx.AfterCommit(func() {
-		if err := s.cfg.Bus.Publish(RevokedSubject, []byte(strconv.FormatInt(num, 10))); err != nil {
-			s.cfg.Log.ErrorContext(ctx, "publish a revocation", "error", err)
+		if err := s.cfg.Bus.Publish(subject, []byte(strconv.FormatInt(num, 10))); err != nil {
+			s.cfg.Log.ErrorContext(ctx, "publish a change of certificates", "subject", subject, "error", err)
 		}
 	})
 }

@@ -31,6 +31,7 @@ type engines struct {
 	keys keys.Movable
 
 	nodes *lease.Nodes // set when this node joins, before anything runs
+	apart *apart       // likewise
 }
 
 // Migrations lists the tables of all rooms.

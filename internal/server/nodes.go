@@ -58,8 +58,10 @@ func (c Config) nodeName() string {
 func (s *Server) join(ctx context.Context) (err error) {
 	r := s.rooms
 	m := &meeting{bus: r.bus, cfg: s.cfg, alive: &r.alive}
+	r.apart = &apart{r: r}
 	self := lease.Node{Name: s.cfg.nodeName(), Version: s.cfg.Version, Console: s.consoleURL, Link: s.door.url, Bus: r.bus.Address()}
-	r.nodes, err = lease.Open(ctx, lease.Config{DB: r.db, Self: self, Looked: m.looked, Now: s.cfg.Now, Log: s.cfg.Log})
+	r.nodes, err = lease.Open(ctx, lease.Config{DB: r.db, Self: self, Now: s.cfg.Now, Log: s.cfg.Log,
+		Looked: func(nodes []lease.Node) { m.looked(nodes); r.apart.looked(nodes) }})
 	return err
 }
 

@@ -244,6 +244,7 @@ func (s *Server) Run(ctx context.Context) error {
 	r := s.rooms
 	var g run.Group
 	g.Add("nodes", r.nodes.Run)
+	g.Add("bus between nodes", r.apart.Run)
 	g.Add("console", s.serveConsole)
 	g.Add("live pages", s.console.Run)
 	g.Add("link", s.link.Run)

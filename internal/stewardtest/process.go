@@ -35,7 +35,8 @@ type serverOrder struct {
 	CertificateLife                          time.Duration
 	ManagedKeys                              bool
 	// Of one of several nodes.
-	NodeName, BusListen, BusAdvertise, MasterKeyFile, Artifacts string
+	NodeName, BusListen, BusAdvertise, MasterKeyFile, Artifacts, LinkURL string
+	BehindProxy                                                          bool
 }
 
 // Main runs a package's tests, or the server of House when the test binary was started as that. It
@@ -79,6 +80,7 @@ func serve(text string) error {
 		DataDir: o.DataDir, ConsoleAddr: o.ConsoleAddr, LinkAddr: o.LinkAddr, Database: o.Database,
 		CertificateLife: o.CertificateLife, ManagedKeys: o.ManagedKeys, Version: "test",
 		NodeName: o.NodeName, BusListen: o.BusListen, BusAdvertise: o.BusAdvertise, MasterKeyFile: o.MasterKeyFile, Artifacts: o.Artifacts,
+		LinkURL: o.LinkURL, BehindProxy: o.BehindProxy,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -93,6 +95,7 @@ func (h *House) spawnServer() error {
 	order, err := json.Marshal(serverOrder{
 		DataDir: c.DataDir, ConsoleAddr: c.ConsoleAddr, LinkAddr: c.LinkAddr, Database: c.Database, CertificateLife: c.CertificateLife, ManagedKeys: c.ManagedKeys,
 		NodeName: c.NodeName, BusListen: c.BusListen, BusAdvertise: c.BusAdvertise, MasterKeyFile: c.MasterKeyFile, Artifacts: c.Artifacts,
+		LinkURL: c.LinkURL, BehindProxy: c.BehindProxy,
 	})
 	if err != nil {
 		return err
