@@ -8,7 +8,7 @@ func Describe() map[string]func(ledger.Event) string {
 		"update.assigned":    ledger.Tell("{release} {version} was assigned"),
 		"update.withdrawn":   ledger.Tell("{release} {version} is asked for no more"),
 		"update.cancelled":   ledger.Tell("The assignment of {release} {version} was cancelled"),
-		"update.reached":     ledger.Tell("A change of {release} {version} has come to all of its {devices} devices"),
+		"update.complete":    ledger.Tell("A change of {release} {version} has come to all of its {devices} devices"),
 		"update.retried":     ledger.Tell("{release} {version} is tried again"),
 		"update.downloading": ledger.Tell("{release} {version} is being downloaded"),
 		"update.downloaded":  ledger.Tell("{release} {version} was downloaded"),

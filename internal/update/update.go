@@ -33,7 +33,7 @@ const (
 	EventWithdrawn = "update.withdrawn" // a device is asked for an assignment no more
 	EventCancelled = "update.cancelled"
 	EventRetried   = "update.retried"
-	EventReached   = "update.reached" // a change of many devices has come to all of them
+	EventComplete  = "update.complete" // a change of many devices has come to all of them
 	eventReached   = "update."
 )
 

@@ -151,7 +151,7 @@ func (s *Service) end(ctx context.Context, tx *sqldb.Tx, a Assignment, w work) e
 		return err
 	}
 	return s.cfg.Ledger.Append(ctx, tx, ledger.Event{
-		Tenant: a.Tenant, Kind: EventReached, Subject: a.ID, Actor: device.System("update"),
+		Tenant: a.Tenant, Kind: EventComplete, Subject: a.ID, Actor: device.System("update"),
 		Data: ledger.Facts(map[string]any{"release": a.Release, "version": a.Version, "task": w.Task, "devices": w.Done}),
 	})
 }
