@@ -100,6 +100,7 @@ type Agent struct {
 	desired  desiredState
 	problems problems
 	status   statusBoard
+	contact  sync.Mutex // held while the state of the link is noted and written
 }
 
 // New checks the Config; nothing is read or written before Run.

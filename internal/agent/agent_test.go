@@ -36,7 +36,10 @@ func newSetup(t *testing.T) *setup { return newSetupBy(t, link.ViaMQTT) }
 // byEachWay runs a test over every way that messages can travel.
 func byEachWay(t *testing.T, test func(t *testing.T, s *setup)) {
 	for _, via := range []string{link.ViaMQTT, link.ViaWebSocket, link.ViaHTTPS} {
-		t.Run(via, func(t *testing.T) { test(t, newSetupBy(t, via)) })
+		t.Run(via, func(t *testing.T) {
+			t.Parallel() // beside the other ways only: the test that they belong to waits for them
+			test(t, newSetupBy(t, via))
+		})
 	}
 }
 

@@ -122,7 +122,7 @@ func (a *Agent) follow(ctx context.Context) error {
 		}
 		wait = retry.Next(err)
 		a.cfg.Log.Warn("desired state not taken", "error", err, "again_in", wait.Round(time.Millisecond))
-		if !a.client.Rest(ctx, wait) {
+		if !a.client.Rest(ctx, wait, err) {
 			return nil
 		}
 		a.applyPending(ctx)
@@ -385,8 +385,12 @@ func (a *Agent) refused(ctx context.Context, err error) (again bool, _ error) {
 
 // contacted keeps the state of the link for status and log.
 func (a *Agent) contacted(err error) {
+	a.contact.Lock() // what is written last is what is so
+	defer a.contact.Unlock()
+	via := a.client.Way().Via
 	switch {
-	case err == nil:
+	case err == nil, link.StatusOf(err) == 0 && (via == link.ViaMQTT || via == link.ViaWebSocket):
+		// A connection that was lost may have been replaced before this was told.
 		a.status.set(StateOnline, "")
 	case link.Stopped(err):
 		a.status.set(StateBlocked, err.Error())

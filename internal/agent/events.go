@@ -51,7 +51,7 @@ func (a *Agent) tellClock() {
 		return
 	}
 	a.event(wire.DeviceEvent{
-		Name: eventClock, Data: facts(map[string]any{"step_seconds": int64(step / time.Second)}),
+		Name: eventClock, Data: facts(map[string]any{"step_seconds": int64(step.Round(time.Second) / time.Second)}),
 		Text: "the device's clock was set by " + step.Round(time.Second).String(),
 	}, "")
 }

@@ -105,7 +105,10 @@ func (s *setup) runKilled(k *killer, during func(ctx context.Context)) (err erro
 
 func TestKillAtEveryStepOfTheFirstStartLosesNothing(t *testing.T) {
 	for _, via := range []string{link.ViaMQTT, link.ViaHTTPS} {
-		t.Run(via, func(t *testing.T) { killFirstStart(t, via) })
+		t.Run(via, func(t *testing.T) {
+			t.Parallel()
+			killFirstStart(t, via)
+		})
 	}
 }
 
@@ -340,7 +343,10 @@ func TestDisposalOrdersThatAreNotOursTouchNothing(t *testing.T) {
 
 func TestDisposalSurvivesAKillAtEveryStep(t *testing.T) {
 	for _, via := range []string{link.ViaMQTT, link.ViaHTTPS} {
-		t.Run(via, func(t *testing.T) { killDisposal(t, via) })
+		t.Run(via, func(t *testing.T) {
+			t.Parallel()
+			killDisposal(t, via)
+		})
 	}
 }
 

@@ -51,7 +51,7 @@ func (a *Agent) report(ctx context.Context) error {
 		if err != nil { // a change does not shorten the wait, a new connection does
 			wait = retry.Next(err)
 			a.cfg.Log.Warn("report not taken", "error", err, "again_in", wait.Round(time.Millisecond))
-			a.client.Rest(ctx, wait)
+			a.client.Rest(ctx, wait, err)
 			continue
 		}
 		retry.Reset()

@@ -398,7 +398,7 @@ func (k *keeper) hold(ctx context.Context) {
 	}
 	select {
 	case <-s.client.Done():
-		k.lost(ctx, s.ended())
+		k.lost(ctx, s.client.Err())
 	default:
 	}
 }

@@ -55,7 +55,8 @@ type Way struct {
 	Why string
 }
 
-// lostError says that there is no connection just now, and when the next attempt is made.
+// lostError says that there is no connection just now, or that it was lost meanwhile, and when the next
+// attempt is made, if that is known.
 type lostError struct {
 	cause error
 	next  time.Time

@@ -232,7 +232,7 @@ func (s *stream) ask(ctx context.Context, name string, payload []byte, answered 
 			case errors.As(err, &refusal):
 				return nil, s.explained(ctx, replies, refusal)
 			case err != nil:
-				return nil, err
+				return nil, s.ended()
 			case !answered:
 				return nil, nil
 			}
@@ -251,6 +251,9 @@ func (s *stream) publish(ctx context.Context, m mqtt.Message) (<-chan error, err
 	acked := make(chan error, 1)
 	for {
 		err := s.client.Send(m, func(err error) { acked <- err })
+		if err != nil && s.client.Err() != nil {
+			return nil, s.ended()
+		}
 		if !errors.Is(err, mqtt.ErrFull) {
 			return acked, err
 		}
@@ -300,17 +303,18 @@ func (s *stream) explained(ctx context.Context, replies <-chan reply, refusal *m
 func (s *stream) unanswered(cause error, began time.Time) error {
 	if errors.Is(cause, errNoAnswer) && !s.conn.heardSince(began) {
 		_ = s.conn.Close() // the client's reader notices
-		return fmt.Errorf("the connection is dead: %w", cause)
+		return &lostError{cause: fmt.Errorf("the connection is dead: %w", cause)}
 	}
 	return cause
 }
 
 // ended is why the connection is over.
 func (s *stream) ended() error {
-	if err := s.client.Err(); err != nil {
-		return err
+	err := s.client.Err()
+	if err == nil {
+		err = mqtt.ErrClosed // which it will be in a moment
 	}
-	return mqtt.ErrClosed
+	return &lostError{cause: err}
 }
 
 // desired returns an envelope with another epoch than the device has, at the latest after wait; else

@@ -98,16 +98,21 @@ func (c *Client) route(ctx context.Context) (*stream, <-chan struct{}, error) {
 	}
 }
 
-// Rest waits, at most until there is a connection again, and tells whether ctx still lives.
-func (c *Client) Rest(ctx context.Context, wait time.Duration) bool {
+// Rest waits after an error, at most until there is another connection, and tells whether ctx still lives.
+// When there is one already after a loss it does not wait.
+func (c *Client) Rest(ctx context.Context, wait time.Duration, err error) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	began := c.current()
+	var lost *lostError
+	began := c.current().stream
+	if errors.As(err, &lost) {
+		began = nil
+	}
 	for {
 		c.mu.Lock()
 		w, moved := c.way, c.moved
 		c.mu.Unlock()
-		if w.stream != nil && w.stream != began.stream {
+		if w.stream != nil && w.stream != began && w.stream.client.Err() == nil {
 			return ctx.Err() == nil
 		}
 		select {
@@ -151,7 +156,7 @@ func (c *Client) whyHTTPS() error {
 
 var (
 	errChosen = errors.New("HTTPS was chosen (--link https)")
-	errSparse = fmt.Errorf("the device reports so seldom (every %s or less) that it does not stay connected", LongPace)
+	errSparse = fmt.Errorf("the device reports so seldom (every %s or more seldom) that it does not stay connected", LongPace)
 )
 
 // kick makes Run look again.
