@@ -40,6 +40,7 @@ type bench struct {
 	nodes     int    // servers on one database
 	inFlight  int    // reports of one device
 	hybrid    bool   // devices agree on keys by X25519MLKEM768
+	quiet     bool   // devices don't subscribe to the answers to their reports
 	bootstrap string // file of a server that is there already; "": start one
 	serverURL string // of its console, when it isn't the one in the file
 	progress  io.Writer
@@ -114,6 +115,7 @@ func (b *bench) command(stdout io.Writer) *cobra.Command {
 	f.IntVar(&b.processes, "processes", 0, "`processes` with devices in them; default: as few as the limit of open files allows")
 	f.IntVar(&b.inFlight, "in-flight", 1, "`reports` of one device that may wait for their acknowledgement")
 	f.BoolVar(&b.hybrid, "post-quantum", false, "devices agree on keys by X25519MLKEM768, as Go does by itself; default: X25519, as small TLS libraries do")
+	f.BoolVar(&b.quiet, "without-answers", false, "devices don't subscribe to down/report: the acknowledgement of a report is enough for them")
 	f.StringVar(&b.bootstrap, "bootstrap", "", "bootstrap.json `file` of a running server to measure; default: one is started")
 	f.StringVar(&b.serverURL, "server", "", "`URL` of that server's console, when it isn't the one in the file")
 	f.DurationVar(&b.settle, "settle", 30*time.Second, "wait before memory is read")

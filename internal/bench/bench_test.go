@@ -241,7 +241,7 @@ func TestConnectedDevicesAreMeasuredAtRestAndInAStorm(t *testing.T) {
 
 func TestReportsAreAcknowledged(t *testing.T) {
 	b := smallFleet(t)
-	b.inFlight = 2
+	b.inFlight, b.quiet = 2, true
 	rows := runScenario(t, b, "reports")
 	for _, want := range []string{"reports/changed", "reports/unchanged"} {
 		if r := rows[want]; r.PerSecond <= 0 || r.P99 < r.P50 || r.P50 <= 0 || r.CPUPerRequest <= 0 {

@@ -134,10 +134,11 @@ func (b *bench) change(ctx context.Context) ([]Result, error) {
 				return err
 			}
 			rounds = append(rounds, r)
-			sum.server, sum.database = sum.server+used.server, sum.database+used.database
+			sum.server, sum.database, sum.generator = sum.server+used.server, sum.database+used.database, sum.generator+used.generator
 		}
 		row = medianOf(rounds)
-		row.perDevice(usage{sum.server / time.Duration(b.rounds), sum.database / time.Duration(b.rounds)})
+		n := time.Duration(b.rounds)
+		row.perDevice(usage{sum.server / n, sum.database / n, sum.generator / n})
 		return s.verifyAccepted(ctx)
 	})
 	return []Result{row}, err

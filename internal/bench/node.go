@@ -188,8 +188,8 @@ func (n *node) stop() (err error) {
 	return err
 }
 
-// usage is processor time used so far by the server and by PostgreSQL.
-type usage struct{ server, database time.Duration }
+// usage is processor time used so far by the server and by PostgreSQL; and, of a step, by the devices' processes.
+type usage struct{ server, database, generator time.Duration }
 
 func (n *node) usage() (u usage, err error) {
 	if n.self == 0 {
@@ -226,7 +226,7 @@ func (n *node) during(fn func() error) (u usage, err error) {
 		return u, err
 	}
 	after, err := n.usage()
-	return usage{after.server - before.server, after.database - before.database}, err
+	return usage{server: after.server - before.server, database: after.database - before.database}, err
 }
 
 // startProfile has the server's process write a profile until stop; without a profile directory nothing.

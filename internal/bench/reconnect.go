@@ -75,7 +75,7 @@ func (s *site) comeBack(ctx context.Context, name string, signal syscall.Signal)
 		return Result{}, err
 	}
 	sinceStart(t, began)
-	used := usage{after.server - s.starting, after.database - before.database}
+	used := usage{server: after.server - s.starting, database: after.database - before.database}
 	row, err := s.row(name, t, used)
 	if shaken := t.Facts["resumed"] + t.Facts["full"]; shaken > 0 {
 		row.Resumed = float64(t.Facts["resumed"]) / float64(shaken)

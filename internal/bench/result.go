@@ -31,6 +31,8 @@ type Result struct {
 	Resumed   float64          `json:"resumed_share,omitzero"` // of handshakes
 	Facts     map[string]int64 `json:"facts,omitempty"`        // what else was counted, for the curious
 
+	GeneratorCPU float64 `json:"generator_cpu_seconds,omitzero"` // what the devices' processes used: it is taken from the server's machine
+
 	CPUPerRequest         float64 `json:"server_cpu_ms_per_request,omitzero"`
 	CPUPerDeviceMinute    float64 `json:"server_cpu_ms_per_device_minute,omitzero"`
 	DatabaseCPUPerRequest float64 `json:"database_cpu_ms_per_request,omitzero"` // PostgreSQL's processes
@@ -104,7 +106,7 @@ func rounded(v float64) float64 {
 func (r Result) rounded() Result {
 	for _, v := range []*float64{
 		&r.Seconds, &r.PerSecond, &r.P50, &r.P99, &r.CPUPerRequest, &r.CPUPerDevice, &r.CPUPerDeviceMinute,
-		&r.DatabaseCPUPerRequest, &r.DatabaseCPUPerDevice, &r.KiBPerDevice, &r.CPUPerMinute, &r.Resumed,
+		&r.DatabaseCPUPerRequest, &r.DatabaseCPUPerDevice, &r.KiBPerDevice, &r.CPUPerMinute, &r.Resumed, &r.GeneratorCPU,
 	} {
 		*v = rounded(*v)
 	}
@@ -140,6 +142,7 @@ var columns = []struct {
 	{"db CPU ms/device", func(r Result) float64 { return r.DatabaseCPUPerDevice }, "%.2f"},
 	{"CPU ms/device/min", func(r Result) float64 { return r.CPUPerDeviceMinute }, "%.2f"},
 	{"KiB/device", func(r Result) float64 { return r.KiBPerDevice }, "%.1f"},
+	{"load CPU s", func(r Result) float64 { return r.GeneratorCPU }, "%.1f"},
 	{"resumed %", func(r Result) float64 { return 100 * r.Resumed }, "%.0f"},
 	{"server MiB", func(r Result) float64 { return float64(r.ServerKiB) / 1024 }, "%.0f"},
 	{"anonymous MiB", func(r Result) float64 { return float64(r.ServerAnonKiB) / 1024 }, "%.0f"},

@@ -32,6 +32,7 @@ type site struct {
 	b      *bench
 	crew   *swarm.Crew
 
+	prepared bool          // the devices have everything that they need the answers to reports for
 	empty    int64         // KiB that the nodes held before the devices came; 0 when not known
 	starting time.Duration // processor time that a start takes without devices
 }
@@ -122,6 +123,7 @@ func (s *site) prepare(ctx context.Context, tickets []swarm.Ticket) error {
 	if err := all(t, err, "report"); err != nil {
 		return err
 	}
+	s.prepared = true
 	return s.crew.Leave(ctx)
 }
 
@@ -135,7 +137,7 @@ func all(t *swarm.Tally, err error, doing string) error {
 
 // arrive says how the devices connect: so many at a time, 0: all at once.
 func (s *site) arrive(atOnce int) swarm.Connect {
-	how := swarm.Connect{AtOnce: atOnce, Hybrid: s.b.hybrid}
+	how := swarm.Connect{AtOnce: atOnce, Hybrid: s.b.hybrid, Quiet: s.b.quiet && s.prepared}
 	for _, n := range s.nodes() {
 		how.Doors = append(how.Doors, n.door())
 	}
@@ -199,6 +201,18 @@ func (s *site) usage() (total usage, err error) {
 	return total, nil
 }
 
+// generator is the processor time that the processes with devices in them have used so far.
+func (s *site) generator() (total time.Duration, err error) {
+	for _, pid := range s.crew.PIDs() {
+		used, err := process(pid).cpu()
+		if err != nil {
+			return total, err
+		}
+		total += used
+	}
+	return total, nil
+}
+
 // memory sums over the nodes.
 func (s *site) memory() (total memory, err error) {
 	for _, n := range s.nodes() {
@@ -217,11 +231,19 @@ func (s *site) during(fn func() error) (usage, error) {
 	if err != nil {
 		return before, err
 	}
+	load, err := s.generator()
+	if err != nil {
+		return before, err
+	}
 	if _, err := s.node.during(fn); err != nil {
 		return usage{}, err
 	}
 	after, err := s.usage()
-	return usage{after.server - before.server, after.database - before.database}, err
+	if err != nil {
+		return after, err
+	}
+	loaded, err := s.generator()
+	return usage{after.server - before.server, after.database - before.database, loaded - load}, err
 }
 
 // row is the result of a step: what was measured, what the servers used for it, and what they hold now.
@@ -244,6 +266,7 @@ func (s *site) row(name string, t *swarm.Tally, used usage) (Result, error) {
 
 // perDevice divides what was used.
 func (r *Result) perDevice(used usage) {
+	r.GeneratorCPU = used.generator.Seconds()
 	if r.Devices > 0 {
 		r.CPUPerDevice = milliseconds(used.server) / float64(r.Devices)
 		r.DatabaseCPUPerDevice = milliseconds(used.database) / float64(r.Devices)

@@ -98,6 +98,15 @@ func startWorker(program []string, stderr io.Writer) (*worker, error) {
 	return &worker{cmd: cmd, in: in, enc: json.NewEncoder(in), dec: json.NewDecoder(out)}, nil
 }
 
+// PIDs are the numbers of the processes.
+func (c *Crew) PIDs() []int {
+	var out []int
+	for _, w := range c.workers {
+		out = append(out, w.cmd.Process.Pid)
+	}
+	return out
+}
+
 // endTime is how long a worker may take to end when it is no longer wanted.
 const endTime = 10 * time.Second
 

@@ -127,7 +127,7 @@ func (d *device) come(ctx context.Context, how Connect, try int) (client *mqtt.C
 		defer cancel()
 		client, err = d.connect(ctx, how, try)
 		if err == nil {
-			if err = d.subscribe(ctx, client); err != nil {
+			if err = d.subscribe(ctx, client, how.filters()); err != nil {
 				_ = client.Close()
 				d.gone(err)
 			}
@@ -177,12 +177,12 @@ func (d *device) announce() []mqtt.UserProperty {
 	return []mqtt.UserProperty{{Key: wire.UserPropertyEpoch, Val: strconv.FormatInt(d.accepted, 10)}}
 }
 
-// subscribe asks for everything that the server has to say, and waits for the first desired state.
-func (d *device) subscribe(ctx context.Context, client *mqtt.Client) error {
+// subscribe asks for what the server has to say, and waits for the first desired state.
+func (d *device) subscribe(ctx context.Context, client *mqtt.Client, filters []string) error {
 	d.mu.Lock()
 	enveloped := d.enveloped
 	d.mu.Unlock()
-	if err := client.Subscribe(ctx, 1, wire.Topic(wire.Me, wire.TopicDown, "#")); err != nil {
+	if err := client.Subscribe(ctx, 1, filters...); err != nil {
 		return err
 	}
 	if enveloped != nil {

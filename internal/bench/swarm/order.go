@@ -1,6 +1,10 @@
 package swarm
 
-import "time"
+import (
+	"time"
+
+	"steward/internal/wire"
+)
 
 // The orders that a worker process obeys, one after the other.
 const (
@@ -57,6 +61,20 @@ type Connect struct {
 	AtOnce int      `json:"at_once,omitempty"` // how many handshakes at a time; 0: all, a storm
 	// Hybrid agrees on keys by X25519MLKEM768, Go's default, and else by X25519, as small TLS libraries do.
 	Hybrid bool `json:"hybrid,omitempty"`
+	// Quiet devices don't subscribe to the answers of their reports: the acknowledgement is enough for them.
+	Quiet bool `json:"quiet,omitempty"`
+}
+
+// filters are what a device subscribes to.
+func (c Connect) filters() []string {
+	if !c.Quiet {
+		return []string{wire.Topic(wire.Me, wire.TopicDown, "#")}
+	}
+	var out []string
+	for _, name := range []string{wire.TopicDesired, wire.TopicDocument + "/#", wire.TopicCommand, wire.TopicProblem} {
+		out = append(out, wire.Topic(wire.Me, wire.TopicDown, name))
+	}
+	return out
 }
 
 // Reports is a closed loop: each device sends the next report when its last was acknowledged.
