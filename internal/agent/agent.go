@@ -382,27 +382,3 @@ func (a *Agent) change() {
 	default: // one is asked for already
 	}
 }
-
-// problems are what is wrong just now, by their source. Safe for use by several goroutines.
-type problems struct {
-	mu    sync.Mutex
-	texts map[string]string
-}
-
-// set stores or, with an empty text, takes back; it tells whether that changed anything.
-func (p *problems) set(source, text string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.texts[source] == text {
-		return false
-	}
-	if text == "" {
-		delete(p.texts, source)
-		return true
-	}
-	if p.texts == nil {
-		p.texts = map[string]string{}
-	}
-	p.texts[source] = text
-	return true
-}

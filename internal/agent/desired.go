@@ -382,22 +382,3 @@ func (a *Agent) refused(ctx context.Context, err error) (again bool, _ error) {
 	}
 	return false, errEnrolledAnew
 }
-
-// contacted keeps the state of the link for status and log.
-func (a *Agent) contacted(err error) {
-	a.contact.Lock() // what is written last is what is so
-	defer a.contact.Unlock()
-	via := a.client.Way().Via
-	switch {
-	case err == nil, link.StatusOf(err) == 0 && (via == link.ViaMQTT || via == link.ViaWebSocket):
-		// A connection that was lost may have been replaced before this was told.
-		a.status.set(StateOnline, "")
-	case link.Stopped(err):
-		a.status.set(StateBlocked, err.Error())
-	case link.StatusOf(err) != 0:
-		a.status.set(StateOnline, err.Error())
-	default:
-		a.status.set(StateOffline, err.Error())
-	}
-	a.status.write(a.summary())
-}

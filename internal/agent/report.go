@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/user"
 	"reflect"
-	"slices"
 	"strconv"
 	"time"
 
@@ -220,39 +219,6 @@ func samePointer(a, b any) bool {
 	return va.Kind() == reflect.Pointer && vb.Kind() == reflect.Pointer && va.Type() == vb.Type() && va.Pointer() == vb.Pointer()
 }
 
-// clockTolerance is how wrong a clock may be before it is a problem.
-const clockTolerance = 5 * time.Minute
-
-// gatherProblems asks those that don't call by themselves.
-func (a *Agent) gatherProblems() {
-	a.problems.set("provisioning", a.provisioning.Problem())
-	a.problems.set("monitoring", a.monitoring.Problem())
-	a.problems.set("unconfirmed", a.unconfirmed())
-	a.tellClock()
-	text := ""
-	if offset := a.clock.Offset(); offset.Abs() > clockTolerance {
-		text = fmt.Sprintf("the device's clock is %s the server's", aheadOrBehind(offset))
-	}
-	a.problems.set("clock", text)
-}
-
-// aheadOrBehind rounds to the hour or the minute, so that the text does not change with every report.
-func aheadOrBehind(offset time.Duration) string {
-	unit := time.Minute
-	if offset.Abs() > 2*time.Hour {
-		unit = time.Hour
-	}
-	n := strconv.FormatInt(int64(offset.Abs()/unit), 10)
-	word := " minutes "
-	if unit == time.Hour {
-		word = " hours "
-	}
-	if offset > 0 {
-		return n + word + "ahead of"
-	}
-	return n + word + "behind"
-}
-
 // reported is the agent's own section.
 func (a *Agent) reported() wire.AgentReported {
 	out := wire.AgentReported{
@@ -263,13 +229,6 @@ func (a *Agent) reported() wire.AgentReported {
 		out.CertificateEnds = identity.Certificate.NotAfter.UTC()
 	}
 	return out
-}
-
-// list sorts the texts.
-func (p *problems) list() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Sorted(maps.Values(p.texts))
 }
 
 // userName falls back to the number: small images have no /etc/passwd.
