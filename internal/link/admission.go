@@ -18,10 +18,12 @@ import (
 // who are in are still served; only so many are accepted and not yet through that memory stays bounded;
 // the others wait in the kernel's queue, where waiting costs nothing and nobody is turned away.
 const (
-	knockersMost   = 2048             // accepted, and not yet through the handshake
-	handshakeTime  = 10 * time.Second // for all of it
-	pressedTime    = 3 * time.Second  // after that a silent one makes room, when there is none
-	acceptPauseMax = time.Second      // after an error that will pass, such as too many open files
+	knockersMost  = 2048             // accepted, and not yet through the handshake
+	handshakeTime = 10 * time.Second // for all of it
+	pressedTime   = 3 * time.Second  // after that a silent one makes room, when there is none
+
+	acceptPause        = 10 * time.Millisecond // after an error; longer with each that follows at once, up to a second
+	acceptFailuresMost = 300                   // one after the other; then the listener is given up
 )
 
 // place is a turn to compute; see conn.Read.
@@ -48,8 +50,8 @@ type knocker struct {
 	prev, next *knocker
 }
 
-func newGate() *gate {
-	return &gate{turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), room: make(chan struct{}, knockersMost)}
+func newGate(room int) *gate {
+	return &gate{turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), room: make(chan struct{}, room)}
 }
 
 // wait returns when there is room for one more connection. Under pressure it makes room.
@@ -121,7 +123,7 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 4 * time.Minute, Interva
 // one address' share, is closed at once: a device then tries again later.
 func (s *Server) accept(ctx context.Context, l net.Listener, config *tls.Config) error {
 	var warned time.Time
-	pause := 5 * time.Millisecond
+	failures := 0
 	for {
 		if err := s.gate.wait(ctx); err != nil {
 			return nil
@@ -132,19 +134,19 @@ func (s *Server) accept(ctx context.Context, l net.Listener, config *tls.Config)
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			if passing, ok := errors.AsType[net.Error](err); !ok || !passing.Temporary() { //nolint:staticcheck // what else says EMFILE?
+			// As a rule it passes: too many open files, or a peer that has gone meanwhile.
+			if failures++; failures > acceptFailuresMost {
 				return err
 			}
 			s.cfg.Log.Warn("link: can't take a connection", "error", err)
 			select {
-			case <-time.After(pause):
+			case <-time.After(min(time.Duration(failures)*acceptPause, time.Second)):
 			case <-ctx.Done():
 				return nil
 			}
-			pause = min(2*pause, acceptPauseMax)
 			continue
 		}
-		pause = 5 * time.Millisecond
+		failures = 0
 		if tcp, ok := raw.(*net.TCPConn); ok {
 			_ = tcp.SetKeepAliveConfig(keepAlive) // without it, timeouts find them later
 		}

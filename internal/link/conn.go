@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -25,6 +26,8 @@ type conn struct {
 	mode  readMode
 	place *place    // within the handshake: its turn to compute
 	until time.Time // in mode patient: when the rest of a packet must have come
+
+	parting atomic.Bool // a session says goodbye and closes it in a moment
 
 	once      sync.Once
 	num       int64

@@ -57,8 +57,11 @@ func (ss *session) packet(first byte) error {
 		}
 		return err
 	}
-	if ss.version == 0 {
+	switch {
+	case ss.version == 0:
 		return ss.connect(&p)
+	case ss.over(): // it was revoked, for example, while the packet came
+		return io.EOF
 	}
 	return ss.act(&p)
 }

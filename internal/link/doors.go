@@ -47,12 +47,6 @@ func newDoors(cfg Config) *doors {
 	return &doors{cfg: cfg, conns: map[*conn]struct{}{}, strange: map[netip.Addr]int{}, parties: map[int64]*party{}, revoked: map[int64]time.Time{}}
 }
 
-func (d *doors) count() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.conns)
-}
-
 // devices is how many connections there are of devices that are known, of both protocols.
 func (d *doors) devices() int {
 	d.mu.Lock()
@@ -257,6 +251,7 @@ func (d *doors) sweep() {
 	}
 }
 
+// closeAll closes all connections but those that say goodbye.
 func (d *doors) closeAll() {
 	d.mu.Lock()
 	var all []*conn
@@ -265,6 +260,8 @@ func (d *doors) closeAll() {
 	}
 	d.mu.Unlock()
 	for _, c := range all {
-		_ = c.Close()
+		if !c.parting.Load() {
+			_ = c.Close()
+		}
 	}
 }

@@ -39,7 +39,11 @@ type identities struct {
 type identity struct {
 	device device.Device
 	ends   time.Time // of the certificate
-	until  time.Time // of what is kept
+	since  time.Time // it is kept; a clock that was set back ends it, too
+}
+
+func (k identity) fresh(now time.Time) bool {
+	return !now.Before(k.since) && now.Sub(k.since) < identityLife
 }
 
 func newIdentities(cfg Config) *identities {
@@ -53,7 +57,7 @@ func (i *identities) find(ctx context.Context, key certKey, cert func() (*x509.C
 	known, ok := i.by[key]
 	drops := i.drops
 	i.mu.Unlock()
-	if ok && now.Before(known.until) && now.Before(known.ends) {
+	if ok && known.fresh(now) && now.Before(known.ends) {
 		return known.device, nil
 	}
 	c, err := cert()
@@ -64,7 +68,7 @@ func (i *identities) find(ctx context.Context, key certKey, cert func() (*x509.C
 	if err != nil {
 		return d, err
 	}
-	i.keep(key, identity{d, c.NotAfter, now.Add(identityLife)}, drops)
+	i.keep(key, identity{d, c.NotAfter, now}, drops)
 	return d, nil
 }
 
@@ -133,7 +137,7 @@ func (i *identities) sweep() {
 	defer i.mu.Unlock()
 	now := i.now()
 	for key, known := range i.by {
-		if !now.Before(known.until) {
+		if !known.fresh(now) {
 			i.remove(key)
 		}
 	}

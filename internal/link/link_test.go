@@ -9,11 +9,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -46,6 +48,7 @@ type house struct {
 	prov  *provisioning.Service
 	twin  *twin.Service
 	bus   *bus.Bus
+	cfg   link.Config
 	link  *link.Server
 	addr  string
 	mqtt  string // address of the listener for MQTT
@@ -125,18 +128,37 @@ func newHouse(t testing.TB, db *sqldb.DB, change func(*link.Config)) *house {
 	if change != nil {
 		change(&cfg)
 	}
-	h.link, err = link.New(cfg)
-	h.must(err)
-	runCtx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- h.link.Run(runCtx) }()
-	h.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	h.cfg = cfg
+	h.start()
 	t.Cleanup(func() {
 		if err := h.stop(); err != nil {
 			t.Errorf("the link ended with %v", err)
 		}
 	})
 	return h
+}
+
+func (h *house) start() {
+	h.Helper()
+	var err error
+	h.link, err = link.New(h.cfg)
+	h.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- h.link.Run(ctx) }()
+	h.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+}
+
+// restart ends the link and starts another one at the same addresses.
+func (h *house) restart() {
+	h.Helper()
+	h.must(h.stop())
+	var err error
+	h.cfg.Listener, err = net.Listen("tcp", h.addr)
+	h.must(err)
+	h.cfg.MQTTListener, err = net.Listen("tcp", h.mqtt)
+	h.must(err)
+	h.start()
 }
 
 func (h *house) metrics(_ context.Context, d device.Device, kind string, body []byte) ([]byte, error) {
@@ -228,6 +250,17 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 		t.Fatal(err)
 	}
 	return key
+}
+
+// selfSigned makes a certificate that nobody has issued.
+func selfSigned(t testing.TB, key *ecdsa.PrivateKey) []byte {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "dev"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 func csr(t testing.TB, key crypto.Signer) []byte {

@@ -26,6 +26,7 @@ type orders struct {
 	watchers []func(int64)
 	fails    error         // of Event
 	held     chan struct{} // when not nil, Event waits until it is closed
+	entered  chan struct{} // closed by Event when it waits
 }
 
 func (o *orders) Waiting(_ context.Context, d device.Device) ([]wire.RemoteCommand, error) {
@@ -73,11 +74,22 @@ func (o *orders) give(d device.Device, id string) {
 	}
 }
 
+// take takes the device's commands away.
+func (o *orders) take(d device.Device) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.open, d.Num)
+}
+
 func (o *orders) Event(ctx context.Context, d device.Device, e wire.DeviceEvent) error {
 	o.mu.Lock()
 	held, err := o.held, o.fails
 	o.mu.Unlock()
+	if errors.Is(err, errPanic) {
+		panic("boom")
+	}
 	if held != nil {
+		close(o.entered)
 		select {
 		case <-held:
 		case <-ctx.Done():
@@ -131,5 +143,14 @@ func (o *orders) fail(err error) {
 	defer o.mu.Unlock()
 	o.fails = err
 }
+
+// hold makes Event wait until held is closed; it closes entered when it waits.
+func (o *orders) hold(held, entered chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held, o.entered = held, entered
+}
+
+var errPanic = errors.New("panic")
 
 var errDatabaseAway = errors.New("the database is away")

@@ -64,7 +64,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg: cfg, node: rand.Text(), doors: newDoors(cfg), gate: newGate(), who: newIdentities(cfg), polls: newPolls(cfg.Now),
+		cfg: cfg, node: rand.Text(), doors: newDoors(cfg), gate: newGate(knockersMost), who: newIdentities(cfg), polls: newPolls(cfg.Now),
 		strange: newBuckets(cfg.Now), large: semaphore.NewWeighted(largeTotal), busy: make(chan struct{}, busyMost),
 		handed: newHanded(cfg.Listener.Addr()),
 	}

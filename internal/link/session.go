@@ -186,7 +186,7 @@ func (ss *session) refuse(err error) {
 }
 
 // close ends the session from any goroutine. A client of MQTT 5 is told why, unless the reason is Success
-// or telling it would have to wait. The goroutine that reads notices, and does the rest in end.
+// or telling it would have to wait long. The goroutine that reads notices, and does the rest in end.
 func (ss *session) close(why string, reason mqtt.Reason) {
 	ss.mu.Lock()
 	again := ss.ended != ""
@@ -198,24 +198,41 @@ func (ss *session) close(why string, reason mqtt.Reason) {
 	if again {
 		return
 	}
-	if ss.version == mqtt.Version5 && reason != mqtt.Success && ss.writes.TryLock() {
-		p := mqtt.Packet{ProtocolVersion: mqtt.Version5, ReasonCode: byte(reason)}
-		p.FixedHeader.Type = mqtt.TypeDisconnect
-		p.Properties.ReasonString = why
-		p.Properties.User = ss.s.reconnect()
-		_ = ss.conn.SetWriteDeadline(time.Now().Add(farewellTime))
-		_ = mqtt.Write(ss.stream, &p)
-		if tcp, ok := ss.conn.Conn.(interface{ CloseWrite() error }); ok {
-			// What the device has sent and nobody reads would make the system take back the farewell.
-			_ = tcp.CloseWrite()
-			_ = ss.conn.SetReadDeadline(time.Now().Add(farewellTime))
-			ss.writes.Unlock()
-			time.AfterFunc(2*farewellTime, func() { _ = ss.conn.Close() })
-			return
-		}
-		ss.writes.Unlock()
+	if ss.version == mqtt.Version5 && reason != mqtt.Success {
+		ss.farewell(why, reason)
+		return
 	}
 	_ = ss.conn.Close()
+}
+
+// farewell tells a client why its connection ends, and closes it. A write that is under way, and waits for
+// a client that doesn't read, is cut short.
+func (ss *session) farewell(why string, reason mqtt.Reason) {
+	_ = ss.conn.SetWriteDeadline(time.Now().Add(farewellTime))
+	ss.writes.Lock()
+	defer ss.writes.Unlock()
+	p := mqtt.Packet{ProtocolVersion: mqtt.Version5, ReasonCode: byte(reason)}
+	p.FixedHeader.Type = mqtt.TypeDisconnect
+	p.Properties.ReasonString = why
+	p.Properties.User = ss.s.reconnect()
+	_ = mqtt.Write(ss.stream, &p)
+	tcp, ok := ss.conn.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		_ = ss.conn.Close()
+		return
+	}
+	// What the device has sent and nobody reads would make the system take back the farewell: see drain.
+	ss.conn.parting.Store(true)
+	_ = tcp.CloseWrite()
+	_ = ss.conn.SetReadDeadline(time.Now().Add(farewellTime))
+	time.AfterFunc(2*farewellTime, func() { _ = ss.conn.Close() })
+}
+
+// over tells whether the session ends.
+func (ss *session) over() bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.ended != ""
 }
 
 // end is the last that the goroutine does that reads.

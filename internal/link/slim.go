@@ -42,7 +42,7 @@ func layoutOf(t reflect.Type) tlsFields {
 }
 
 func fieldOf[T any](c *tls.Conn, offset uintptr) *T {
-	if offset == 0 {
+	if offset == 0 || c == nil {
 		return nil
 	}
 	return (*T)(unsafe.Add(unsafe.Pointer(c), offset))

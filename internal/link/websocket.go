@@ -171,8 +171,8 @@ func (w *webSocket) next() error {
 	if w.have == 0 && w.op >= opClose {
 		w.op = opContinuation
 	}
-	for want := 2; w.have < want; want = w.headSize() {
-		n, err := w.read(w.head[w.have:want])
+	for w.have < w.headSize() {
+		n, err := w.read(w.head[w.have:w.headSize()])
 		if w.have += n; err != nil && n == 0 {
 			return err
 		}
@@ -210,12 +210,15 @@ func (w *webSocket) next() error {
 	return nil
 }
 
-// headSize is how long the head is that has begun.
+// headSize is how long the head is that has begun, as far as that is known.
 func (w *webSocket) headSize() int {
-	switch w.head[1] & 0x7f {
-	case 126:
+	size := w.head[1] & 0x7f
+	switch {
+	case w.have < 2:
+		return 2
+	case size == 126:
 		return 8
-	case 127:
+	case size == 127:
 		return 14
 	}
 	return 6
