@@ -63,7 +63,7 @@ type seenShard struct {
 type seenDevice struct {
 	flights int32
 	turn    uint32 // grows with each flight and each wake-up
-	all     uint64 // seen.all when it was read
+	all     uint64 // seen.all when it was read, 0 when the device was forgotten since
 	known   bool
 
 	speaker  uint64 // boot, instance, stage
@@ -87,30 +87,36 @@ type flight struct {
 type memory int
 
 const (
-	notSeen  memory = iota // nothing is remembered, or the report does not follow on it
+	notSeen  memory = iota // nothing can be said
 	sameSeen               // it says what is known
-	newsSeen               // it follows on what is known and says something else
+	newsSeen               // it differs from what was known: most likely it has to be written
 )
 
-func newSeen() *seen { return &seen{seed: maphash.MakeSeed()} }
+func newSeen() *seen {
+	s := &seen{seed: maphash.MakeSeed()}
+	s.all.Store(1)
+	return s
+}
 
 func (s *seen) shard(num int64) *seenShard { return &s.shards[uint64(num)%seenShards] }
 
 // answer compares a report with what is remembered. For sameSeen it returns the desired state's epoch.
+// That a report brings news is only a hint at the shorter way, and may be told from what is out of date.
 func (s *seen) answer(d device.Device, r wire.Report, now time.Time) (epoch int64, is memory) {
 	speaker := s.speaker(d, r)
 	sh := s.shard(d.Num)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	k := sh.of[d.Num]
-	if k == nil || !k.known || k.all != s.all.Load() || k.speaker != speaker || r.Sequence != k.sequence+1 {
-		return 0, notSeen
-	}
-	if age := now.Sub(k.at); age < 0 || age >= seenFor {
+	if k == nil || !k.known || k.speaker != speaker {
 		return 0, notSeen
 	}
 	if r.Epoch != k.accepted || !s.sameSections(k, r) {
 		return 0, newsSeen
+	}
+	age := now.Sub(k.at)
+	if k.all != s.all.Load() || r.Sequence != k.sequence+1 || age < 0 || age >= seenFor {
+		return 0, notSeen
 	}
 	k.sequence = r.Sequence
 	return k.epoch, sameSeen
@@ -196,7 +202,7 @@ func (sh *seenShard) room(now time.Time) bool {
 	return len(sh.of) <= seenPerShard
 }
 
-// forget drops what is remembered of a device, or of all of them.
+// forget says that what is remembered of a device, or of all of them, may be out of date.
 func (s *seen) forget(num int64) {
 	if num == allDevices {
 		s.all.Add(1)
@@ -205,12 +211,9 @@ func (s *seen) forget(num int64) {
 	sh := s.shard(num)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	switch k := sh.of[num]; {
-	case k == nil:
-	case k.flights == 0:
-		delete(sh.of, num)
-	default:
+	if k := sh.of[num]; k != nil {
 		k.turn++
+		k.all = 0
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 )
 
 // Protocol is the version of the contract that this build speaks; the server serves all older ones.
@@ -35,8 +34,6 @@ const (
 // Hash is the SHA-256 of a document's bytes in lower case hex.
 type Hash string
 
-var hashPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
 // HashOf returns the hash under which the bytes are stored and fetched.
 func HashOf(document []byte) Hash {
 	sum := sha256.Sum256(document)
@@ -45,7 +42,11 @@ func HashOf(document []byte) Hash {
 
 // ParseHash checks the form of a hash.
 func ParseHash(s string) (Hash, error) {
-	if !hashPattern.MatchString(s) {
+	ok := len(s) == 2*sha256.Size
+	for i := 0; ok && i < len(s); i++ { // each report names several: a pattern would cost more than the rest
+		ok = '0' <= s[i] && s[i] <= '9' || 'a' <= s[i] && s[i] <= 'f'
+	}
+	if !ok {
 		return "", fmt.Errorf("hash %.80q: want 64 lower case hex digits", s)
 	}
 	return Hash(s), nil
