@@ -246,15 +246,6 @@ func (b *bench) withNodes(ctx context.Context, fn func([]*node) error) (err erro
 	return err
 }
 
-// startNodes starts one server, or a cluster.
-func (b *bench) startNodes(ctx context.Context) ([]*node, error) {
-	n, err := b.startNode(ctx, b.server)
-	if err != nil {
-		return nil, err
-	}
-	return []*node{n}, nil
-}
-
 // joinNode is a server that is there already. Its processor time and memory are known when its process is
 // on this machine.
 func (b *bench) joinNode() (*node, error) {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"steward/internal/sqldb/sqldbtest"
 )
 
 // TestMain lets the test binary be the server's process, as steward-bench is.
@@ -19,7 +21,7 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && os.Args[1] == workerCommand:
 		os.Exit(Work(os.Stdin, os.Stdout, os.Stderr))
 	}
-	os.Exit(m.Run())
+	os.Exit(sqldbtest.Main(m))
 }
 
 func TestPercentileIsTheNearestRank(t *testing.T) {
@@ -262,6 +264,20 @@ func TestDevicesComeBackToAServerThatWasKilledAndOneThatWasStopped(t *testing.T)
 		if r := rows[want]; r.P50 <= 0 || r.Resumed < 0.9 {
 			t.Errorf("%s: %+v", want, r)
 		}
+	}
+}
+
+func TestThreeNodesOnPostgreSQLAreMeasuredAsOne(t *testing.T) {
+	b := smallFleet(t)
+	b.nodes, b.database = 3, sqldbtest.URL(t, "postgres")
+	rows := runScenario(t, b, "reconnect")
+	for _, want := range []string{"reconnect/killed", "reconnect/stopped", "reconnect/one node killed"} {
+		if r := rows[want]; r.P50 <= 0 || r.Devices == 0 || r.Nodes != 3 || r.Database != "postgres" {
+			t.Errorf("%s: %+v", want, r)
+		}
+	}
+	if alone := rows["reconnect/one node killed"].Devices; alone >= 20 {
+		t.Errorf("all %d devices were on one node of three", alone)
 	}
 }
 

@@ -158,21 +158,13 @@ func (d *day) rows(used usage) ([]Result, error) {
 		if kind == "" {
 			continue // what devices did by themselves
 		}
-		part, err := d.site.row("mixed/"+kind, t, usage{})
-		if err != nil {
-			return nil, err
-		}
-		parts = append(parts, part)
+		parts = append(parts, d.site.part("mixed/"+kind, t))
 	}
 	row, err := d.site.row("mixed", total, used)
 	if err != nil {
 		return nil, err
 	}
 	row.CPUPerDeviceMinute = row.CPUPerDevice / d.site.b.span.Minutes()
-	change, err := d.site.row("mixed/change", d.converged, usage{})
-	if err != nil {
-		return nil, err
-	}
 	rows := append([]Result{row}, parts...)
 	for _, p := range []struct {
 		name string
@@ -185,7 +177,7 @@ func (d *day) rows(used usage) ([]Result, error) {
 		}
 		rows = append(rows, r)
 	}
-	return append(rows, change), nil
+	return append(rows, d.site.part("mixed/change", d.converged)), nil
 }
 
 // commandTime is how long a command may take to come back, seconds.

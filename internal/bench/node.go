@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -48,8 +49,9 @@ func serverProgram() ([]string, error) {
 	return []string{self, serveCommand}, nil
 }
 
-// startNode starts a server and returns once it serves.
-func (b *bench) startNode(ctx context.Context, program []string) (_ *node, err error) {
+// startNode starts a server and returns once it serves. more are further arguments; with b.database and no
+// --database among them it gets a database of its own.
+func (b *bench) startNode(ctx context.Context, program []string, more ...string) (_ *node, err error) {
 	n := &node{profile: b.profile, run: "BEN"}
 	defer func() {
 		if err != nil {
@@ -59,8 +61,9 @@ func (b *bench) startNode(ctx context.Context, program []string) (_ *node, err e
 	if n.dir, err = os.MkdirTemp(b.dir, "server-"); err != nil {
 		return n, err
 	}
-	n.program = append(program[:len(program):len(program)], "--data", n.dir, "--managed-release-keys")
-	if b.database != "" {
+	n.program = append(program[:len(program):len(program)], "--data", n.dir, "--managed-release-keys", "--mqtt", "off")
+	n.program = append(n.program, more...)
+	if b.database != "" && !slices.Contains(more, "--database") {
 		if n.db, err = makeDatabase(ctx, b.database); err != nil {
 			return n, err
 		}

@@ -33,6 +33,13 @@ func (b *bench) reconnect(ctx context.Context) ([]Result, error) {
 			}
 			rows = append(rows, row)
 		}
+		if len(s.others) > 0 {
+			row, err := s.loseOne(ctx)
+			if err != nil {
+				return err
+			}
+			rows = append(rows, row)
+		}
 		// Who is back gets what comes next.
 		t, _, err := s.oneChange(ctx, 0)
 		return all(t, err, "get a change after they had come back")
@@ -66,7 +73,7 @@ func (s *site) comeBack(ctx context.Context, name string, signal syscall.Signal)
 	if err != nil {
 		return Result{}, err
 	}
-	t, err := s.crew.Served(ctx, comeTime)
+	t, err := s.crew.Served(ctx, comeTime, "")
 	if err = errors.Join(err, stop()); err != nil {
 		return Result{}, err
 	}
@@ -80,6 +87,33 @@ func (s *site) comeBack(ctx context.Context, name string, signal syscall.Signal)
 	if shaken := t.Facts["resumed"] + t.Facts["full"]; shaken > 0 {
 		row.Resumed = float64(t.Facts["resumed"]) / float64(shaken)
 	}
+	return row, err
+}
+
+// loseOne kills one node of several for good: its devices go to the others.
+func (s *site) loseOne(ctx context.Context) (Result, error) {
+	if err := pause(ctx, s.b.settle); err != nil {
+		return Result{}, err
+	}
+	last := s.others[len(s.others)-1]
+	if err := s.crew.Mark(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := last.end(syscall.SIGKILL); err != nil {
+		return Result{}, err
+	}
+	s.others = s.others[:len(s.others)-1]
+	var t *swarm.Tally
+	used, err := s.during(func() (err error) {
+		t, err = s.crew.Served(ctx, comeTime, last.door())
+		return err
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	row, err := s.row("reconnect/one node killed", t, used)
+	row.Devices, row.KiBPerDevice = t.Count, 0 // those of the one
+	row.perDevice(used)
 	return row, err
 }
 

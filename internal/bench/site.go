@@ -170,6 +170,9 @@ func (s *site) restartAll(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := joined(ctx, s.nodes()); err != nil {
+		return err
+	}
 	return s.noteEmpty(ctx)
 }
 
@@ -246,16 +249,21 @@ func (s *site) during(fn func() error) (usage, error) {
 	return usage{after.server - before.server, after.database - before.database, loaded - load}, err
 }
 
-// row is the result of a step: what was measured, what the servers used for it, and what they hold now.
-func (s *site) row(name string, t *swarm.Tally, used usage) (Result, error) {
-	r := Result{
-		Scenario: name, Devices: s.b.devices, Failed: t.Failed, Seconds: t.Elapsed().Seconds(), PerSecond: t.PerSecond(),
-		P50: milliseconds(t.Percentile(50)), P99: milliseconds(t.Percentile(99)), Facts: t.Facts,
-	}
-	r.perDevice(used)
+// part is the result of a step of which only time was measured.
+func (s *site) part(name string, t *swarm.Tally) Result {
 	if t.First != "" {
 		s.b.say("%s: %d of %d failed, the first: %s", name, t.Failed, t.Count, t.First)
 	}
+	return Result{
+		Scenario: name, Devices: s.b.devices, Failed: t.Failed, Seconds: t.Elapsed().Seconds(), PerSecond: t.PerSecond(),
+		P50: milliseconds(t.Percentile(50)), P99: milliseconds(t.Percentile(99)), Facts: t.Facts,
+	}
+}
+
+// row is the result of a step: what was measured, what the servers used for it, and what they hold now.
+func (s *site) row(name string, t *swarm.Tally, used usage) (Result, error) {
+	r := s.part(name, t)
+	r.perDevice(used)
 	m, err := s.memory()
 	r.ServerKiB, r.ServerAnonKiB, r.ServerPeakKiB = m.Resident, m.Anonymous, m.Peak
 	if s.empty > 0 && r.Devices > 0 {

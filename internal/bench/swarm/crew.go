@@ -235,9 +235,10 @@ func (c *Crew) Converged(ctx context.Context, within time.Duration) (*Tally, err
 	return c.same(ctx, order{Do: doConverged, Within: within})
 }
 
-// Served waits until each device has connected, subscribed and got its desired state since the mark.
-func (c *Crew) Served(ctx context.Context, within time.Duration) (*Tally, error) {
-	return c.same(ctx, order{Do: doServed, Within: within})
+// Served waits until each device has connected, subscribed and got its desired state since the mark; with a door
+// each that was connected there at the mark.
+func (c *Crew) Served(ctx context.Context, within time.Duration, door string) (*Tally, error) {
+	return c.same(ctx, order{Do: doServed, Within: within, Door: door})
 }
 
 // Reports runs a closed loop of reports.

@@ -29,6 +29,7 @@ type device struct {
 	mu        sync.Mutex // guards all below; never held while something is sent
 	client    *mqtt.Client
 	raw       *tls.Conn
+	door      string        // of this connection, or of the last
 	told      time.Duration // the server's wish: wait at most so long before connecting again
 	enveloped chan struct{} // closed when the first envelope has come; nil when it has, or none is waited for
 
@@ -45,6 +46,7 @@ type device struct {
 
 	// Since the mark: Unix microseconds, 0 when not yet.
 	markKnown, knownAt, servedAt int64
+	markDoor                     string
 }
 
 var (
@@ -159,7 +161,7 @@ func (d *device) connect(ctx context.Context, how Connect, try int) (*mqtt.Clien
 		return nil, err
 	}
 	d.mu.Lock()
-	d.client, d.raw = client, conn
+	d.client, d.raw, d.door = client, conn, door
 	d.mu.Unlock()
 	d.takeWish(client.Connack().UserProperties)
 	return client, nil

@@ -24,6 +24,8 @@ type order struct {
 	Do     string        `json:"do"`
 	Within time.Duration `json:"within,omitempty"` // after it, what has not ended counts as failed
 
+	Door string `json:"door,omitempty"` // of served: only devices that were connected there at the mark
+
 	Enroll  *Enroll  `json:"enroll,omitempty"`
 	Connect *Connect `json:"connect,omitempty"`
 	Reports *Reports `json:"reports,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -140,7 +141,7 @@ func (s *squad) connect(ctx context.Context, how Connect) *Tally {
 	for _, d := range s.devices {
 		s.wg.Go(func() { d.life(life, how, gate) })
 	}
-	return s.served(ctx)
+	return s.served(ctx, "")
 }
 
 // leave disconnects all and forgets their sessions.
@@ -157,7 +158,7 @@ func (s *squad) mark() {
 	s.marked = time.Now().UnixMicro()
 	for _, d := range s.devices {
 		d.mu.Lock()
-		d.markKnown, d.knownAt, d.servedAt = d.known, 0, 0
+		d.markKnown, d.markDoor, d.knownAt, d.servedAt = d.known, d.door, 0, 0
 		d.mu.Unlock()
 	}
 	s.mu.Lock()
@@ -165,20 +166,29 @@ func (s *squad) mark() {
 	s.seen = Tally{}
 }
 
-// served waits until all devices have been served since the mark.
-func (s *squad) served(ctx context.Context) *Tally {
-	return s.await(ctx, "not served in time", func(d *device) int64 { return d.servedAt })
+// served waits until all devices have been served since the mark, or those that were connected to the door.
+func (s *squad) served(ctx context.Context, door string) *Tally {
+	among := s.devices
+	if door != "" {
+		among = nil
+		for _, d := range s.devices {
+			if d.markDoor == door { // only mark writes it
+				among = append(among, d)
+			}
+		}
+	}
+	return s.await(ctx, among, "not served in time", func(d *device) int64 { return d.servedAt })
 }
 
 // converged waits until the server has acknowledged all devices' reports of a newer epoch.
 func (s *squad) converged(ctx context.Context) *Tally {
-	return s.await(ctx, "not converged in time", func(d *device) int64 { return d.knownAt })
+	return s.await(ctx, s.devices, "not converged in time", func(d *device) int64 { return d.knownAt })
 }
 
 // await waits until at gives a time for each device. Latencies count from the mark.
-func (s *squad) await(ctx context.Context, late string, at func(*device) int64) *Tally {
+func (s *squad) await(ctx context.Context, among []*device, late string, at func(*device) int64) *Tally {
 	t := &Tally{}
-	waiting := append([]*device(nil), s.devices...)
+	waiting := slices.Clone(among)
 	for {
 		rest := waiting[:0]
 		for _, d := range waiting {

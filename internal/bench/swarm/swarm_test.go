@@ -136,7 +136,7 @@ func TestTicketsAreSharedOutOverTheProcesses(t *testing.T) {
 	if err := c.Mark(t.Context()); err != nil {
 		t.Errorf("after a refused order: %v", err)
 	}
-	if tally, err := c.Served(t.Context(), time.Minute); err != nil || tally.Count != 0 {
+	if tally, err := c.Served(t.Context(), time.Minute, ""); err != nil || tally.Count != 0 {
 		t.Errorf("no devices: %+v, %v", tally, err)
 	}
 }

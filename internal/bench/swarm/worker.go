@@ -58,7 +58,7 @@ func (s *squad) obey(ctx context.Context, o order) (map[string]*Tally, error) {
 	case o.Do == doConverged:
 		return one(s.converged(ctx), nil)
 	case o.Do == doServed:
-		return one(s.served(ctx), nil)
+		return one(s.served(ctx, o.Door), nil)
 	case o.Do == doReports && o.Reports != nil:
 		return one(s.reports(ctx, *o.Reports), nil)
 	case o.Do == doMixed && o.Mixed != nil:
