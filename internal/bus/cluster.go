@@ -35,6 +35,7 @@ const (
 	routePings        = 2
 	routeHandshake    = 5 // seconds
 	routeWriteTimeout = 5 * time.Second
+	routeReports      = 60 // tries a second apart, of which the first and then one is told in the log
 )
 
 // startServer runs a NATS server that takes clients from inside the process only.
@@ -90,6 +91,7 @@ func (c Cluster) options(name string, o *server.Options) error {
 	if h, _, err := net.SplitHostPort(advertise); err != nil || h == "" {
 		return fmt.Errorf("advertised address of the bus %q: want host:port", advertise)
 	}
+	o.ConnectErrorReports, o.ReconnectErrorReports = routeReports, routeReports
 	o.ServerName = name // must be unique in the cluster
 	// A server that listens for no clients never gets to its routes: it has a port that lets nobody in.
 	o.DontListen, o.Host, o.Port = false, "127.0.0.1", server.RANDOM_PORT

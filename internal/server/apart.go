@@ -10,6 +10,7 @@ import (
 	"steward/internal/fault"
 	"steward/internal/lease"
 	"steward/internal/ledger"
+	"steward/internal/sqldb"
 )
 
 // apart makes good what the bus could not bring while it was cut. Messages are lost then, on either side;
@@ -21,7 +22,7 @@ type apart struct {
 	mu     sync.Mutex
 	others int // nodes that live, but this one
 
-	sizes []sizeAt // the ledger's sizes lately, the oldest first, while the nodes are together
+	sizes []sizeAt // the ledger's sizes lately, the oldest first; from the start, and while the nodes are together
 	next  int64    // the first event that rooms may not have heard of, while they are apart
 	since time.Time
 }
@@ -53,49 +54,42 @@ func (a *apart) looked(nodes []lease.Node) {
 }
 
 // together tells whether messages reach all nodes.
-func (a *apart) together() (alone, together bool) {
+func (a *apart) together() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.r.bus.Outside() {
-		return a.others == 0, a.r.bus.Connected()
+		return a.others == 0 || a.r.bus.Connected()
 	}
-	return a.others == 0, a.r.bus.Peers() >= a.others
+	return a.r.bus.Peers() >= a.others
 }
 
 // Run watches until ctx ends.
 func (a *apart) Run(ctx context.Context) error {
+	if a.r.db.Dialect() == sqldb.SQLite {
+		<-ctx.Done() // there are no others
+		return nil
+	}
 	tick := time.NewTicker(apartLook)
 	defer tick.Stop()
-	for {
+	for ctx.Err() == nil {
+		if err := a.step(ctx); err != nil && ctx.Err() == nil {
+			a.r.cfg.Log.Warn("it is not known yet what other nodes did", "error", err)
+		}
 		select {
 		case <-tick.C:
-			if err := a.step(ctx); err != nil && ctx.Err() == nil {
-				a.r.cfg.Log.Warn("what other nodes did while the bus was cut is not known yet", "error", err)
-			}
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 func (a *apart) step(ctx context.Context) error {
-	alone, together := a.together()
-	if together && a.since.IsZero() {
-		if alone {
-			a.sizes = nil // whoever comes makes the first event
-			return nil
-		}
+	together := a.together()
+	if a.since.IsZero() && (together || len(a.sizes) == 0) {
 		return a.remember(ctx)
 	}
 	if a.since.IsZero() {
-		a.since = time.Now()
-		if len(a.sizes) > 0 {
-			a.next = a.sizes[0].size
-		} else if err := a.remember(ctx); err != nil { // they never were together
-			return err
-		} else {
-			a.next = a.sizes[0].size
-		}
+		a.since, a.next = time.Now(), a.sizes[0].size
 		a.r.cfg.Log.Warn("the bus between the nodes is cut: their changes are read from the ledger")
 	}
 	if err := a.catchUp(ctx); err != nil {
