@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 20s
 BENCHTIME   ?= 1s
 
-.PHONY: help build run demo test test-components check generate bench fuzz clean
+.PHONY: help build run demo test test-components check generate bench fuzz clean image
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -37,6 +37,10 @@ check: ## format, vet, linters, generated files, architecture
 generate: build ## write the files in api/ anew from the code
 	bin/steward openapi > api/openapi.yaml
 	bin/steward openapi --device-contract > api/device-contract.schema.json
+
+image: build ## build the container image steward:latest (needs Docker)
+	rm -rf dist/image && packaging/container/context dist/image
+	docker build -t steward:latest dist/image
 
 bench: build ## run the benchmarks of docs/benchmarks.md
 	scripts/bench
