@@ -254,7 +254,7 @@ func TestRequestIsAnsweredByWhicheverNodeResponds(t *testing.T) {
 // gate is a TCP relay that can be shut.
 type gate struct {
 	l  net.Listener
-	to func() string
+	to string
 
 	mu    sync.Mutex
 	shut  bool
@@ -262,7 +262,7 @@ type gate struct {
 	wg    sync.WaitGroup
 }
 
-func newGate(t *testing.T, to func() string) *gate {
+func newGate(t *testing.T, to string) *gate {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -293,7 +293,7 @@ func (g *gate) keep(c net.Conn) bool {
 }
 
 func (g *gate) relay(c net.Conn) {
-	d, err := net.Dial("tcp", g.to())
+	d, err := net.Dial("tcp", g.to)
 	if err != nil {
 		_ = c.Close()
 		return
@@ -327,10 +327,6 @@ func (g *gate) close() {
 func TestCutBusHealsByItself(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	authority := newAuthority(t)
-	var addrA, addrB string
-	gateA, gateB := newGate(t, func() string { return addrA }), newGate(t, func() string { return addrB })
-	defer gateA.close()
-	defer gateB.close()
 	free := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -339,7 +335,10 @@ func TestCutBusHealsByItself(t *testing.T) {
 		defer l.Close() //nolint:errcheck // only to learn a free port
 		return l.Addr().String()
 	}
-	addrA, addrB = free(), free()
+	addrA, addrB := free(), free()
+	gateA, gateB := newGate(t, addrA), newGate(t, addrB)
+	defer gateA.close()
+	defer gateB.close()
 	c := nodeTLS(t, authority, 0)
 	a := start(t, bus.Config{Name: "a", Cluster: bus.Cluster{Listen: addrA, Advertise: gateA.l.Addr().String(), TLS: c}})
 	defer a.Close()
