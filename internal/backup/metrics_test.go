@@ -141,7 +141,7 @@ func complete(t *testing.T, dir string, acked int64) {
 		}
 	}()
 	count := func(name string) map[string]float64 {
-		lines, err := s.Instant(t.Context(), series.Scope{Tenant: "default"}, fmt.Sprintf("count_over_time(%s[3d])", name), at, 0)
+		lines, err := s.Instant(t.Context(), series.Scope{Tenant: "default"}, fmt.Sprintf("count_over_time(%s[3d])", name), at)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -99,6 +99,9 @@ Each flag can be a variable of the environment instead: --link-url as STEWARD_LI
 	f.DurationVar(&cfg.CertificateLife, "certificate-life", 90*24*time.Hour, "life of device certificates")
 	f.DurationVar(&cfg.ReportInterval, "report-interval", time.Minute, "how often devices report")
 	f.DurationVar(&cfg.MetricsRetention, "metrics-retention", 15*24*time.Hour, "how long metrics are kept")
+	f.StringVar(&cfg.MetricsStore, "metrics-store", "", "Prometheus-compatible store of metrics that all nodes share, https://[user:password@]host[/path]")
+	f.StringVar(&cfg.MetricsWrite, "metrics-store-write", "", "its address for remote writes, when that isn't /api/v1/write below")
+	f.StringArrayVar(&cfg.MetricsHeaders, "metrics-store-header", nil, "\"Name: value\" to send with each request to it (repeat)")
 	f.BoolVar(&cfg.ManagedKeys, "managed-release-keys", false, "keep the release keys on the server: for trying out only")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	return cmd

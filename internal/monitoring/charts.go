@@ -209,7 +209,8 @@ func (s *Service) CurrentValues(ctx context.Context, d device.Device) ([]Current
 		return nil, err
 	}
 	scope := series.Scope{Tenant: string(d.Tenant), Only: true, Devices: []string{string(d.ID)}}
-	lines, err := s.series.Instant(ctx, scope, `{__name__!=""}`, s.now(), max(5*time.Minute, time.Duration(p.MetricsSeconds)*time.Second*5/2))
+	window := max(5*time.Minute, time.Duration(p.MetricsSeconds)*time.Second*5/2)
+	lines, err := s.series.Instant(ctx, scope, `last_over_time({__name__!=""}[`+promDuration(window)+`])`, s.now())
 	if err != nil {
 		return nil, fmt.Errorf("current values of %s: %w", d.ID, err)
 	}
@@ -234,6 +235,7 @@ func (s *Service) CurrentValues(ctx context.Context, d device.Device) ([]Current
 
 // GroupCharts is how the devices of a group measure: mean, 95th percentile and highest over devices.
 type GroupCharts struct {
+	Node   string  `json:"node,omitempty" doc:"With several nodes and no shared store of metrics: the node that this comes from, which knows only what it has received itself"`
 	Charts []Chart `json:"charts" nullable:"false"`
 	// Sampled is set when the group is too large to read whole.
 	Sampled int `json:"sampled,omitempty" doc:"How many devices, drawn at random, stand for a group that is larger"`
@@ -262,7 +264,7 @@ func (s *Service) groupCharts(ctx context.Context, scope device.Scope, sel devic
 	if err != nil {
 		return GroupCharts{}, fmt.Errorf("devices of a group: %w", err)
 	}
-	out := GroupCharts{Charts: []Chart{}}
+	out := GroupCharts{Node: s.partial(), Charts: []Chart{}}
 	if cut {
 		out.Sampled = len(ids)
 	}

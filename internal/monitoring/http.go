@@ -63,6 +63,7 @@ type (
 	}
 	// DeviceMetrics is what a device measures.
 	DeviceMetrics struct {
+		Node    string    `json:"node,omitempty" doc:"With several nodes and no shared store of metrics: the node that this comes from, which knows only what it has received itself"`
 		Current []Current `json:"current" nullable:"false"`
 		Charts  []Chart   `json:"charts" nullable:"false"`
 	}
@@ -113,7 +114,7 @@ func (s *Service) getDeviceMetrics(ctx context.Context, who httpapi.Principal, i
 		return nil, err
 	}
 	charts, err := s.DeviceCharts(ctx, d, in.Hours)
-	return &deviceMetricsOut{DeviceMetrics{current, charts}}, err
+	return &deviceMetricsOut{DeviceMetrics{s.partial(), current, charts}}, err
 }
 
 func (s *Service) getDevicePresence(ctx context.Context, who httpapi.Principal, in *DeviceIn) (*devicePresenceOut, error) {

@@ -19,7 +19,7 @@ import (
 // device should drop it. A request that is not understood is refused as a whole.
 func (s *Service) Ingest(ctx context.Context, d device.Device, contentType string, body io.Reader) error {
 	s.seen(d)
-	samples, err := s.series.Parse(ctx, contentType, body, wire.MaxMetricsBytes)
+	samples, err := s.parser.Parse(ctx, contentType, body, wire.MaxMetricsBytes)
 	if err != nil {
 		if errors.Is(err, fault.Unprocessable) || errors.Is(err, fault.TooLarge) {
 			s.trouble(d, TroubleMetrics, 1, clip(err.Error(), 300))

@@ -27,7 +27,7 @@ type Attention struct {
 // diskFull is the part of a file system from which on it is nearly full.
 const diskFull = 0.9
 
-var nearlyFullExpr = fmt.Sprintf("topk(%d, max by (device) (%s / %s) >= %g)", maxAttention, diskUsed, diskAll, diskFull)
+var nearlyFullExpr = fmt.Sprintf("topk(%d, max by (device) (last_over_time(%s[15m]) / last_over_time(%s[15m])) >= %g)", maxAttention, diskUsed, diskAll, diskFull)
 
 // maxAttention bounds what is looked at for a list or a notice.
 const maxAttention = 500
@@ -36,7 +36,7 @@ const maxAttention = 500
 func (s *Service) NearlyFull(ctx context.Context, scope device.Scope) ([]Attention, error) {
 	// It reads every device's disks, so it is asked once a minute for the tenant and narrowed here.
 	lines, err := s.full.get(ctx, scope.Tenant, s.now, func() ([]series.Line, error) {
-		return s.series.Instant(ctx, series.Scope{Tenant: string(scope.Tenant)}, nearlyFullExpr, s.now(), 15*time.Minute)
+		return s.series.Instant(ctx, series.Scope{Tenant: string(scope.Tenant)}, nearlyFullExpr, s.now())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("nearly full disks: %w", err)
@@ -135,6 +135,13 @@ func (s *Service) Notices(ctx context.Context, scope device.Scope) ([]ui.Notice,
 		})
 	}
 	full, err := s.NearlyFull(ctx, scope)
+	if errors.Is(err, fault.Unavailable) && s.cfg.Outside != nil { // the other notices don't need it
+		notices = append(notices, ui.Notice{
+			Level: ui.Warn, Title: "The metrics store does not answer", Href: "/groups",
+			Detail: "Charts are empty, and devices keep what they measure until it is back.",
+		})
+		err = nil
+	}
 	if err != nil {
 		return nil, err
 	}

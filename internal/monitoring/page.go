@@ -109,9 +109,10 @@ func (s *Service) groupPage(w http.ResponseWriter, r *http.Request, who httpapi.
 	data := struct {
 		groupRow
 		Charts  []template.HTML
+		Node    string
 		Sampled int
 		Devices string
-	}{groupRow{g, roll, presenceBar(g.Selector, roll)}, drawAll("group", charts.Charts), charts.Sampled, "/devices?" + url.Values{"selector": {g.Selector.String()}}.Encode()}
+	}{groupRow{g, roll, presenceBar(g.Selector, roll)}, drawAll("group", charts.Charts), charts.Node, charts.Sampled, "/devices?" + url.Values{"selector": {g.Selector.String()}}.Encode()}
 	return s.pages.Render(w, r, who, "group.html", ui.View{Title: g.Name, Nav: groupsNav, Crumbs: groupCrumbs(), Live: "monitoring device", Data: data})
 }
 
@@ -259,6 +260,7 @@ type panelData struct {
 	Interval time.Duration
 	Troubles []Trouble
 	Charts   []template.HTML
+	Node     string    // that the charts come from, when others may know more
 	Span     string    // how long the charts reach back
 	Other    []Current // what has no chart
 	Command  string
@@ -289,7 +291,7 @@ func (s *Service) renderPanel(ctx context.Context, _ httpapi.Principal, d device
 	if span == dayHours*time.Hour {
 		data.Span = "24 h"
 	}
-	data.Charts = drawAll("m", charts)
+	data.Charts, data.Node = drawAll("m", charts), s.partial()
 	current, err := s.CurrentValues(ctx, d)
 	if err != nil {
 		return "", err

@@ -66,13 +66,21 @@ func (s *Service) query(ctx context.Context, who httpapi.Principal, in *queryIn)
 	if err != nil {
 		return nil, err
 	}
-	lines, err := s.series.Instant(ctx, scope, in.Query, at, 0)
+	lines, err := s.series.Instant(ctx, scope, in.Query, at)
 	if err != nil {
 		return nil, err
 	}
 	out := QueryData{ResultType: "vector", Result: make([]QuerySeries, len(lines))}
 	for i, l := range lines {
+		if len(l.Points) > 1 { // the expression gives a range
+			out.ResultType = "matrix"
+		}
 		out.Result[i] = QuerySeries{Metric: l.Labels, Value: promPair(l.Points[0])}
+	}
+	if out.ResultType == "matrix" {
+		for i, l := range lines {
+			out.Result[i] = QuerySeries{Metric: l.Labels, Values: promPairs(l.Points)}
+		}
 	}
 	return &queryOut{QueryResult{"success", out}}, nil
 }
@@ -106,11 +114,7 @@ func (s *Service) queryRange(ctx context.Context, who httpapi.Principal, in *que
 	}
 	out := QueryData{ResultType: "matrix", Result: make([]QuerySeries, len(lines))}
 	for i, l := range lines {
-		values := make([][]any, len(l.Points))
-		for j, p := range l.Points {
-			values[j] = promPair(p)
-		}
-		out.Result[i] = QuerySeries{Metric: l.Labels, Values: values}
+		out.Result[i] = QuerySeries{Metric: l.Labels, Values: promPairs(l.Points)}
 	}
 	return &queryOut{QueryResult{"success", out}}, nil
 }
@@ -118,6 +122,14 @@ func (s *Service) queryRange(ctx context.Context, who httpapi.Principal, in *que
 // promPair writes the value as text, as JSON has no NaN and no infinity.
 func promPair(p series.Point) []any {
 	return []any{float64(p.At.UnixMilli()) / 1000, strconv.FormatFloat(p.Value, 'f', -1, 64)}
+}
+
+func promPairs(points []series.Point) [][]any {
+	out := make([][]any, len(points))
+	for i, p := range points {
+		out[i] = promPair(p)
+	}
+	return out
 }
 
 // The years in which a time may lie: milliseconds of both fit into the store's arithmetic.

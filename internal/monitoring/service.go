@@ -36,6 +36,18 @@ type Twin interface {
 	SetDesiredWhere(ctx context.Context, tx *sqldb.Tx, numsSQL string, args []any, section wire.Section, doc any) (int64, error)
 }
 
+// store keeps the metrics: series.Store inside this process, or series.Remote.
+type store interface {
+	Write(ctx context.Context, tenant, device string, samples []series.Sample) (series.Refused, error)
+	Instant(ctx context.Context, scope series.Scope, expr string, at time.Time) ([]series.Line, error)
+	Range(ctx context.Context, scope series.Scope, expr string, r series.Range) ([]series.Line, error)
+	Forget(ctx context.Context, until time.Time, devices ...string) error
+	Close() error
+}
+
+// defaultKeep is how long metrics are kept.
+const defaultKeep = 15 * 24 * time.Hour
+
 // Config of a Service. All fields without a remark are required.
 type Config struct {
 	DB      *sqldb.DB
@@ -46,6 +58,12 @@ type Config struct {
 	Keep    time.Duration // how long metrics are kept; 0 means 15 days
 	Log     *slog.Logger
 	Now     func() time.Time // nil means time.Now
+
+	// Outside is the metrics' store that all nodes share; nil keeps in Dir what this node's devices measure.
+	Outside *series.RemoteConfig
+	// Partial returns the name of this node when others keep metrics of their own, so that what is shown may
+	// not be all, and else "". nil means that there are no others.
+	Partial func() string
 
 	// Node names this start of this node; it is asked once Run or the link has begun. nil means a random
 	// name. NodeAlive tells whether another one runs; nil means that there is none.
@@ -59,12 +77,14 @@ type Config struct {
 // Service is the room.
 type Service struct {
 	cfg    Config
-	series *series.Store
+	series store
+	parser *series.Parser
 	now    func() time.Time
 	pages  *ui.Pages // set by Pages
 
 	contacts  contacts
 	links     links
+	forgets   forgetter
 	dead      map[string]time.Time // nodes that are gone, since when; of the sweep alone
 	events    *httpapi.Limiter     // by device number
 	policies  policyCache
@@ -83,20 +103,50 @@ func Open(cfg Config) (*Service, error) {
 		name := device.RandomName(10)
 		cfg.Node = func() string { return name }
 	}
-	store, err := series.Open(series.Config{Dir: cfg.Dir, Keep: cfg.Keep, Log: cfg.Log, Now: cfg.Now})
+	store, err := openStore(cfg)
 	if err != nil {
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, series: store, now: cfg.Now, dead: map[string]time.Time{},
+		cfg: cfg, series: store, parser: series.NewParser(), now: cfg.Now, dead: map[string]time.Time{},
 		events: httpapi.NewLimiter(httpapi.Rate{PerSecond: eventPerSecond, Burst: eventBurst}, cfg.Now),
 	}
+	s.forgets.file = forgottenFile(cfg.Dir)
 	s.links.open, s.links.dirty = map[int64]*openLink{}, map[int64]linkNote{}
 	s.contacts.waiting = map[int64]contact{}
 	s.contacts.troubles = map[troubleKey]troubleNote{}
 	s.contacts.full = make(chan struct{}, 1)
 	s.policies.known = map[device.TenantID]cachedPolicy{}
 	return s, nil
+}
+
+func openStore(cfg Config) (store, error) {
+	if cfg.Outside != nil {
+		outside := *cfg.Outside
+		outside.Log, outside.Now = cfg.Log, cfg.Now
+		return series.NewRemote(outside)
+	}
+	if cfg.Keep == 0 {
+		cfg.Keep = defaultKeep
+	}
+	return series.Open(series.Config{Dir: cfg.Dir, Keep: cfg.Keep, Log: cfg.Log, Now: cfg.Now})
+}
+
+// OutsideStats counts what went to the metrics' store outside; false without one.
+func (s *Service) OutsideStats() (series.RemoteStats, bool) {
+	remote, ok := s.series.(*series.Remote)
+	if !ok {
+		return series.RemoteStats{}, false
+	}
+	return remote.Stats(), true
+}
+
+// partial is the node that the metrics come from when they may not be all; see Config.
+func (s *Service) partial() string {
+	if s.cfg.Outside != nil || s.cfg.Partial == nil {
+		return ""
+	}
+	return s.cfg.Partial()
 }
 
 // Close writes the last contacts and closes the metrics.
@@ -174,7 +224,7 @@ func (s *Service) sweepLoop(ctx context.Context) error {
 		case <-sweep.C:
 			err = errors.Join(s.endDead(ctx), s.Sweep(ctx))
 		case <-tidy.C:
-			err = errors.Join(s.forgetEvents(ctx), s.forgetEnded(ctx))
+			err = errors.Join(s.forgetEvents(ctx), s.forgetEnded(ctx), s.forgetForgotten(ctx))
 		}
 		s.logAgain(ctx, err)
 	}
@@ -223,18 +273,6 @@ func (s *Service) forget(ctx context.Context, tx *sqldb.Tx, d device.Device) err
 		return fmt.Errorf("forget %s: %w", d.ID, err)
 	}
 	return nil
-}
-
-// forgetSeries deletes the series of forgotten devices. Doing so twice is the same as once.
-func (s *Service) forgetSeries(ctx context.Context) error {
-	ids, err := toForget(ctx, s.cfg.DB)
-	if err != nil || len(ids) == 0 {
-		return err
-	}
-	if err := s.series.Forget(ctx, ids...); err != nil {
-		return err
-	}
-	return s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error { return forgotten(ctx, tx, ids) })
 }
 
 // policyCache spares a query per report.

@@ -195,7 +195,7 @@ func (s *Service) forgetContact(ctx context.Context, tx *sqldb.Tx, d device.Devi
 			return err
 		}
 	}
-	_, err := tx.Exec(ctx, "INSERT INTO monitoring_forget (device) VALUES ($1) ON CONFLICT (device) DO NOTHING", string(d.ID))
+	_, err := tx.Exec(ctx, "INSERT INTO monitoring_forgotten (at, device) VALUES ($1, $2) ON CONFLICT (at, device) DO NOTHING", sqldb.Micros(s.now()), string(d.ID))
 	return err
 }
 
@@ -213,23 +213,6 @@ func (s *Service) forgetSeen(ctx context.Context, tx *sqldb.Tx, d device.Device)
 	}
 	_, err = tx.Exec(ctx, "DELETE FROM monitoring_seen WHERE num = $1", d.Num)
 	return err
-}
-
-// toForget lists some of the devices whose series are to be deleted.
-func toForget(ctx context.Context, q sqldb.Reader) ([]string, error) {
-	ids, err := texts(q.QueryContext(ctx, "SELECT device FROM monitoring_forget ORDER BY device LIMIT $1", rowsPerStatement))
-	if err != nil {
-		return nil, fmt.Errorf("forget series: %w", err)
-	}
-	return ids, nil
-}
-
-func forgotten(ctx context.Context, tx *sqldb.Tx, ids []string) error {
-	args := make([]any, len(ids))
-	for i, id := range ids {
-		args[i] = id
-	}
-	return exec(ctx, tx, sqldb.NewQuery("DELETE FROM monitoring_forget WHERE device IN ("+marks(len(ids))+")", args...))
 }
 
 // drop takes back what waits to be written of a device that was forgotten.

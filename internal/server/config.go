@@ -64,7 +64,12 @@ type Config struct {
 
 	CertificateLife  time.Duration // of devices; 0 means 90 days
 	MetricsRetention time.Duration // 0 means 15 days
-	ReportInterval   time.Duration // how often devices report; 0 means 60 s
+	// MetricsStore is a Prometheus-compatible store that all nodes share, https://[user:password@]host[/path];
+	// "" keeps metrics in DataDir/metrics. MetricsWrite is its address for remote writes, when that isn't
+	// MetricsStore/api/v1/write, and MetricsHeaders go with each request: "X-Scope-OrgID: fleet".
+	MetricsStore, MetricsWrite string
+	MetricsHeaders             []string
+	ReportInterval             time.Duration // how often devices report; 0 means 60 s
 	// ManagedKeys keeps the release keys on the server. For demos only: whoever has the server then
 	// can sign releases. Pages and API say so.
 	ManagedKeys bool

@@ -82,9 +82,13 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 		return nil, err
 	}
 	r.remote = remote.New(remote.Config{DB: e.db, Ledger: r.ledger, Devices: r.registry, Bus: e.bus, Group: r.group, Once: r.once, Log: cfg.Log, Now: cfg.Now})
+	outside, err := cfg.metricsStore()
+	if err != nil {
+		return nil, err
+	}
 	r.monitoring, err = monitoring.Open(monitoring.Config{
 		DB: e.db, Ledger: r.ledger, Devices: r.registry, Twin: r.twin, Dir: cfg.path("metrics"),
-		Keep: cfg.MetricsRetention, Once: r.once, Node: r.nodeID, NodeAlive: r.nodeAlive, Log: cfg.Log, Now: cfg.Now,
+		Keep: cfg.MetricsRetention, Once: r.once, Node: r.nodeID, NodeAlive: r.nodeAlive, Outside: outside, Partial: r.partialMetrics, Log: cfg.Log, Now: cfg.Now,
 	})
 	return r, err
 }

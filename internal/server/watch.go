@@ -82,6 +82,9 @@ var (
 	descConns   = prometheus.NewDesc("steward_link_connections", "Open connections of devices.", []string{"protocol"}, nil)
 	descShaking = prometheus.NewDesc("steward_link_handshakes", "Connections within their TLS handshake.", nil, nil)
 	descBus     = prometheus.NewDesc("steward_bus_connected", "1 while the bus is connected; without it, nodes poll.", nil, nil)
+	descStored  = prometheus.NewDesc("steward_metrics_store_samples_total", "Samples of devices that the store of metrics outside has taken or refuses for good.", []string{"result"}, nil)
+	descFailed  = prometheus.NewDesc("steward_metrics_store_failures_total", "Requests that the store of metrics outside has not answered well.", nil, nil)
+	descOnWay   = prometheus.NewDesc("steward_metrics_store_waiting_samples", "Samples on their way to the store of metrics outside.", nil, nil)
 	descPeers   = prometheus.NewDesc("steward_bus_peers", "Other nodes that the bus inside is connected to.", nil, nil)
 )
 
@@ -90,7 +93,7 @@ const scrapeTimeout = 2 * time.Second
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descWrites, descCommits, descRetries, descPending, descBehind, descConns, descShaking, descBus, descPeers} {
+	for _, d := range []*prometheus.Desc{descWrites, descCommits, descRetries, descPending, descBehind, descConns, descShaking, descBus, descPeers, descStored, descFailed, descOnWay} {
 		ch <- d
 	}
 }
@@ -116,6 +119,12 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	one(descBus, prometheus.GaugeValue, connected)
 	one(descPeers, prometheus.GaugeValue, float64(r.bus.Peers()))
+	if s, outside := r.monitoring.OutsideStats(); outside {
+		one(descStored, prometheus.CounterValue, float64(s.Stored), "stored")
+		one(descStored, prometheus.CounterValue, float64(s.Refused), "refused")
+		one(descFailed, prometheus.CounterValue, float64(s.Failures))
+		one(descOnWay, prometheus.GaugeValue, float64(s.Waiting))
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	pending, err := r.ledger.Pending(ctx)

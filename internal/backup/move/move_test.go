@@ -197,7 +197,7 @@ func TestMoveThatFailsAnywhereIsRepeatedToTheSameEnd(t *testing.T) {
 			break
 		}
 		failures++
-		change(t, dir, fmt.Sprintf(`INSERT INTO monitoring_forget (device) VALUES ('d%d')`, n), `DELETE FROM monitoring_forget WHERE device LIKE 'd1%'`)
+		change(t, dir, fmt.Sprintf(`INSERT INTO monitoring_forgotten (at, device) VALUES (%d, 'd%d')`, n, n), `DELETE FROM monitoring_forgotten WHERE device LIKE 'd1%'`)
 		if n > 5000 {
 			t.Fatalf("it never ends: %v", err)
 		}
@@ -250,7 +250,9 @@ func TestMoveNamesWhatItRefuses(t *testing.T) {
 			change(t, dir, "DELETE FROM twin_migration WHERE version_id = (SELECT MAX(version_id) FROM twin_migration)")
 		}, ErrVersion, "twin"},
 		{"a source with a table of the future", func(dir, _ string) { change(t, dir, "CREATE TABLE future_thing (a TEXT PRIMARY KEY)") }, nil, "future_thing"},
-		{"text with a NUL", func(dir, _ string) { change(t, dir, "INSERT INTO monitoring_forget VALUES ('a' || char(0) || 'b')") }, nil, "monitoring_forget"},
+		{"text with a NUL", func(dir, _ string) {
+			change(t, dir, "INSERT INTO monitoring_forgotten VALUES (1, 'a' || char(0) || 'b')")
+		}, nil, "monitoring_forgotten"},
 		{"a changed event", func(dir, _ string) { change(t, dir, "UPDATE ledger_event SET reason = 'other' WHERE sequence = 3") }, nil, "ledger does not verify"},
 	} {
 		copied, to := filepath.Join(t.TempDir(), "data"), target(t)

@@ -33,12 +33,20 @@ const (
 	maxProblems   = 5   // told at a time
 )
 
+// Parser reads what devices send. Its zero value is not ready; make it with NewParser.
+type Parser struct {
+	parses chan struct{} // one element per request being decoded
+}
+
+// NewParser returns a parser that is safe for concurrent use.
+func NewParser() *Parser { return &Parser{parses: make(chan struct{}, 2)} }
+
 // Parse reads an ExportMetricsServiceRequest (OTLP 1.9) in protobuf (application/x-protobuf) or JSON
 // (application/json) of at most limit bytes. Gauges and cumulative sums are taken; their names become
 // Prometheus names by OpenTelemetry's rules ("system.memory.usage" in By is system_memory_usage_bytes).
 // Resource and scope attributes are left out: the certificate says which device it is. It refuses the
 // whole request, naming what is wrong with it.
-func (s *Store) Parse(ctx context.Context, contentType string, body io.Reader, limit int64) ([]Sample, error) {
+func (p *Parser) Parse(ctx context.Context, contentType string, body io.Reader, limit int64) ([]Sample, error) {
 	data, err := io.ReadAll(io.LimitReader(body, limit+1))
 	if err != nil {
 		return nil, fault.New(fault.Unprocessable, "the metrics could not be read: %s", err)
@@ -47,8 +55,8 @@ func (s *Store) Parse(ctx context.Context, contentType string, body io.Reader, l
 		return nil, fault.New(fault.TooLarge, "more than %d bytes of metrics in one request: send fewer samples at a time", limit)
 	}
 	select { // a small message can decode to a large one; few do so at a time
-	case s.parses <- struct{}{}:
-		defer func() { <-s.parses }()
+	case p.parses <- struct{}{}:
+		defer func() { <-p.parses }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

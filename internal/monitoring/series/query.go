@@ -45,49 +45,69 @@ type Line struct {
 	Points []Point
 }
 
-// Range of times in steps. Lookback is how old a sample may be to count as current; 0 means 5 minutes.
+// Range of times in steps.
 type Range struct {
 	From, To time.Time
 	Step     time.Duration
-	Lookback time.Duration
 }
 
-// Instant evaluates expr at one time; each line of the answer has one point. A scalar has no labels.
-func (s *Store) Instant(ctx context.Context, scope Scope, expr string, at time.Time, lookback time.Duration) ([]Line, error) {
+// Instant evaluates expr at one time; each line of the answer has one point, or those of the range that
+// the expression gives. A scalar has no labels. A sample counts as current for 5 minutes.
+func (s *Store) Instant(ctx context.Context, scope Scope, expr string, at time.Time) ([]Line, error) {
 	return s.run(ctx, scope, expr, func(q storage.Queryable, o promql.QueryOpts) (promql.Query, error) {
 		return s.engine.NewInstantQuery(ctx, q, o, expr, at)
-	}, lookback)
+	})
 }
 
 // Range evaluates expr at every step of the range.
 func (s *Store) Range(ctx context.Context, scope Scope, expr string, r Range) ([]Line, error) {
-	switch {
-	case r.Step < minStep:
-		return nil, fault.Bad("query.step", "the step is at least %s", minStep)
-	case r.To.Before(r.From):
-		return nil, fault.Bad("query.end", "the end lies before the start")
-	case r.To.Sub(r.From)/r.Step > maxSteps:
-		return nil, fault.Bad("query.step", "more than %d points per series: take a longer step or a shorter range", maxSteps)
+	if err := r.check(); err != nil {
+		return nil, err
 	}
 	return s.run(ctx, scope, expr, func(q storage.Queryable, o promql.QueryOpts) (promql.Query, error) {
 		return s.engine.NewRangeQuery(ctx, q, o, expr, r.From, r.To, r.Step)
-	}, r.Lookback)
+	})
+}
+
+func (r Range) check() error {
+	switch {
+	case r.Step < minStep:
+		return fault.Bad("query.step", "the step is at least %s", minStep)
+	case r.To.Before(r.From):
+		return fault.Bad("query.end", "the end lies before the start")
+	case r.To.Sub(r.From)/r.Step > maxSteps:
+		return fault.Bad("query.step", "more than %d points per series: take a longer step or a shorter range", maxSteps)
+	}
+	return nil
+}
+
+// check refuses what no query may be.
+func (s Scope) check(expr string) error {
+	switch {
+	case len(expr) > maxExprBytes:
+		return fault.Bad("query.query", "the expression has %d bytes: at most %d", len(expr), maxExprBytes)
+	case len(s.Devices) > MaxScopeDevices:
+		return fault.New(fault.Unprocessable, "%d devices in one query: at most %d; narrow it by a group", len(s.Devices), MaxScopeDevices)
+	case s.Tenant == "":
+		return errors.New("metrics query without a tenant")
+	}
+	return nil
+}
+
+// matchers pick the series that the scope may read.
+func (s Scope) matchers() []*labels.Matcher {
+	matchers := []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, LabelTenant, s.Tenant)}
+	if s.Only {
+		matchers = append(matchers, deviceMatcher(s.Devices))
+	}
+	return matchers
 }
 
 type makeQuery func(storage.Queryable, promql.QueryOpts) (promql.Query, error)
 
-func (s *Store) run(ctx context.Context, scope Scope, expr string, query makeQuery, lookback time.Duration) ([]Line, error) {
-	if len(expr) > maxExprBytes {
-		return nil, fault.Bad("query.query", "the expression has %d bytes: at most %d", len(expr), maxExprBytes)
-	}
-	if scope.Only && len(scope.Devices) == 0 {
-		return nil, nil
-	}
-	if len(scope.Devices) > MaxScopeDevices {
-		return nil, fault.New(fault.Unprocessable, "%d devices in one query: at most %d; narrow it by a group", len(scope.Devices), MaxScopeDevices)
-	}
-	if scope.Tenant == "" {
-		return nil, errors.New("metrics query without a tenant")
+func (s *Store) run(ctx context.Context, scope Scope, expr string, query makeQuery) ([]Line, error) {
+	if err := scope.check(expr); err != nil || scope.Only && len(scope.Devices) == 0 {
+		return nil, err
 	}
 	if _, err := s.parser.ParseExpr(expr); err != nil {
 		return nil, fault.Bad("query.query", "%s", err)
@@ -98,7 +118,7 @@ func (s *Store) run(ctx context.Context, scope Scope, expr string, query makeQue
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	q, err := query(scope.over(s.db), promql.NewPrometheusQueryOpts(false, lookback))
+	q, err := query(scope.over(s.db), promql.NewPrometheusQueryOpts(false, 0))
 	if err != nil {
 		return nil, fault.Bad("query.query", "%s", err)
 	}
@@ -154,11 +174,7 @@ func refusal(err error) error {
 // over returns the database as the scope sees it. The matchers are added to each read below the engine,
 // so whatever an expression says or a future function reads stays inside the scope.
 func (s Scope) over(q storage.Queryable) storage.Queryable {
-	matchers := []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, LabelTenant, s.Tenant)}
-	if s.Only {
-		matchers = append(matchers, deviceMatcher(s.Devices))
-	}
-	return scopedQueryable{q, matchers}
+	return scopedQueryable{q, s.matchers()}
 }
 
 type scopedQueryable struct {

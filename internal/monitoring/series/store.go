@@ -59,7 +59,6 @@ type Store struct {
 	parser parser.Parser
 	now    func() time.Time
 	turns  chan struct{} // one element per running query
-	parses chan struct{} // one element per request being decoded
 }
 
 // Open opens or makes the database in cfg.Dir and replays its log. Close it.
@@ -95,7 +94,7 @@ func Open(cfg Config) (*Store, error) {
 	})
 	return &Store{
 		db: db, engine: engine, parser: p, now: cfg.Now,
-		turns: make(chan struct{}, maxQueries), parses: make(chan struct{}, 2),
+		turns: make(chan struct{}, maxQueries),
 	}, nil
 }
 
@@ -155,6 +154,23 @@ func (r Refused) Any() bool { return r.Count() > 0 }
 // Count is how many were refused.
 func (r Refused) Count() int { return r.Ahead + r.Old + r.Series + r.Conflict }
 
+// judge returns a sample's time, or counts why it can't be stored.
+func (r *Refused) judge(sample Sample, now time.Time) (at time.Time, ok bool) {
+	if at = sample.At; at.IsZero() {
+		at = now
+	}
+	if ahead := at.Sub(now); ahead > MaxAhead {
+		r.Ahead++
+		r.MostAhead = max(r.MostAhead, ahead)
+		return at, false
+	}
+	if now.Sub(at) > MaxAge {
+		r.Old++
+		return at, false
+	}
+	return at, true
+}
+
 // Write stores a device's samples. Those that can't be stored are counted, the others are stored.
 // Writing the same samples twice is the same as once.
 func (s *Store) Write(ctx context.Context, tenant, device string, samples []Sample) (Refused, error) {
@@ -163,17 +179,8 @@ func (s *Store) Write(ctx context.Context, tenant, device string, samples []Samp
 	app := s.db.Appender(ctx)
 	b := budget{s: s, device: device, left: -1}
 	for _, sample := range samples {
-		at := sample.At
-		if at.IsZero() {
-			at = now
-		}
-		if ahead := at.Sub(now); ahead > MaxAhead {
-			refused.Ahead++
-			refused.MostAhead = max(refused.MostAhead, ahead)
-			continue
-		}
-		if now.Sub(at) > MaxAge {
-			refused.Old++
+		at, ok := refused.judge(sample, now)
+		if !ok {
 			continue
 		}
 		full := identify(sample.Labels, tenant, device)
@@ -244,8 +251,9 @@ func (b *budget) allows(ctx context.Context, app storage.Appender, l labels.Labe
 	return true, nil
 }
 
-// Forget deletes all series of the devices, for good.
-func (s *Store) Forget(ctx context.Context, devices ...string) error {
+// Forget deletes the samples of the devices up to that time, for good. What they measure later, for another
+// owner, stays.
+func (s *Store) Forget(ctx context.Context, until time.Time, devices ...string) error {
 	if len(devices) == 0 {
 		return nil
 	}
@@ -254,7 +262,7 @@ func (s *Store) Forget(ctx context.Context, devices ...string) error {
 		return fmt.Errorf("forget metrics: %w", err)
 	}
 	for chunk := range slices.Chunk(devices, 500) {
-		if err := s.db.Delete(ctx, math.MinInt64, math.MaxInt64, deviceMatcher(chunk)); err != nil {
+		if err := s.db.Delete(ctx, math.MinInt64, until.UnixMilli(), deviceMatcher(chunk)); err != nil {
 			return fmt.Errorf("forget metrics: %w", err)
 		}
 	}
