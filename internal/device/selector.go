@@ -206,6 +206,15 @@ func (s Selector) Sole() (a Anchor, excluded, ok bool) {
 	return s.Exclusions()[0], true, true
 }
 
+// Without returns the selector without the requirement that an anchor, or an exclusion, stands for: for a
+// query whose other conditions see to it.
+func (s Selector) Without(a Anchor, excluded bool) Selector {
+	out := slices.Clone(s.requirements)
+	return Selector{requirements: slices.DeleteFunc(out, func(r requirement) bool {
+		return r.key == a.Key && (r.op == absent || r.op == notIn) == excluded && slices.Equal(r.values, a.Values)
+	})}
+}
+
 // Matches tells whether a device with these labels is picked.
 func (s Selector) Matches(labels map[string]string) bool {
 	for _, r := range s.requirements {
@@ -263,6 +272,16 @@ func (s *Selector) UnmarshalText(text []byte) (err error) {
 // value), for a query in which numColumn is the device's number. Placeholders are "?", in the order
 // of the returned arguments. The empty selector gives "TRUE".
 func (s Selector) Where(labelTable, numColumn string) (string, []any) {
+	return s.where(labelTable, numColumn, "")
+}
+
+// WhereEach is Where for a query that looks at few devices: PostgreSQL asks for the labels of each, and
+// makes no join over all labels of the fleet. An OFFSET keeps it from that.
+func (s Selector) WhereEach(labelTable, numColumn string) (string, []any) {
+	return s.where(labelTable, numColumn, " LIMIT 1 OFFSET 0")
+}
+
+func (s Selector) where(labelTable, numColumn, end string) (string, []any) {
 	if s.Empty() {
 		return "TRUE", nil
 	}
@@ -281,7 +300,7 @@ func (s Selector) Where(labelTable, numColumn string) (string, []any) {
 				args = append(args, v)
 			}
 		}
-		conds = append(conds, cond+")")
+		conds = append(conds, cond+end+")")
 	}
 	return strings.Join(conds, " AND "), args
 }

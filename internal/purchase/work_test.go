@@ -182,7 +182,7 @@ func TestOthersWriteBetweenTheStepsOfLongWork(t *testing.T) {
 	each(t, func(t *testing.T, k *desk) {
 		o := k.draft("PO-1")
 		var wg sync.WaitGroup
-		stop, between := make(chan struct{}), 0
+		stop, between, id := make(chan struct{}), 0, o.ID
 		wg.Go(func() {
 			for {
 				select {
@@ -194,7 +194,7 @@ func TestOthersWriteBetweenTheStepsOfLongWork(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if now, err := k.Order(context.Background(), k.who, o.ID); err == nil && now.State == purchase.BeingPlaced && now.Progress.Done > 0 {
+				if now, err := k.Order(context.Background(), k.who, id); err == nil && now.State == purchase.BeingPlaced && now.Progress.Done > 0 {
 					between++
 				}
 			}

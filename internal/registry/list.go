@@ -53,6 +53,7 @@ const (
 type plan struct {
 	entry   entry
 	anchor  device.Anchor // with byLabel
+	instead device.Anchor // the exclusion that the anchor stands for, if any
 	devices int64         // how many the entry has, about
 }
 
@@ -167,7 +168,7 @@ func complement(ctx context.Context, q sqldb.Reader, tenant device.TenantID, x d
 	if err != nil {
 		return p, false, fmt.Errorf("list values of label %s: %w", x.Key, err)
 	}
-	p = plan{entry: byLabel, anchor: device.Anchor{Key: x.Key}}
+	p = plan{entry: byLabel, anchor: device.Anchor{Key: x.Key}, instead: x}
 	for _, v := range values {
 		if !slices.Contains(x.Values, v.Value) && v.Devices > 0 {
 			p.anchor.Values = append(p.anchor.Values, v.Value)
@@ -183,6 +184,17 @@ func complement(ctx context.Context, q sqldb.Reader, tenant device.TenantID, x d
 // maxComplement bounds the values that an exclusion is turned into.
 const maxComplement = 100
 
+// rest is what of the selector is still to be asked for each device of the entry.
+func (p plan) rest(sel device.Selector) device.Selector {
+	switch {
+	case p.entry != byLabel:
+		return sel
+	case p.instead.Key != "":
+		return sel.Without(p.instead, true)
+	}
+	return sel.Without(p.anchor, false)
+}
+
 // order is by number, or by term in a search, named so that the engine sees that it walks in this order.
 func (p plan) order(f Filter) string {
 	switch {
@@ -194,15 +206,34 @@ func (p plan) order(f Filter) string {
 	return "d.num"
 }
 
+// labelsWhere is the condition on registry_label a for a part of a list that begins with labels.
+func labelsWhere(tenant device.TenantID, p plan, f Filter, part span) (string, []any) {
+	cond, args := anchorCondition(tenant, p.anchor)
+	if f.Search != "" {
+		return cond, args // in the order of terms, so by number it has no parts
+	}
+	cond, args = cond+" AND a.num > ?", append(args, part.after.Num)
+	if part.upTo != nil {
+		cond, args = cond+" AND a.num <= ?", append(args, part.upTo.Num)
+	}
+	return cond, args
+}
+
 // listQuery puts the query together up to its order. Its tables stand in the order of the plan;
-// CROSS JOIN keeps SQLite to it, and PostgreSQL finds its own by statistics.
+// CROSS JOIN keeps SQLite to it. PostgreSQL finds its own by statistics, but for labels: it takes them for
+// spread over the fleet, and would walk all devices up to the first that has a label of the newest ones.
+// An OFFSET has it read the labels first.
 func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqldb.Builder {
 	after := part.after
 	columns, tables, with := deviceColumns, []string{"registry_device d"}, ""
+	var tableArgs []any
 	if p.entry == byLabel {
 		tables = []string{"registry_label a", "registry_device d"}
+		if dk.db.Dialect() == sqldb.Postgres {
+			cond, args := labelsWhere(scope.Tenant, p, f, part)
+			tables[0], tableArgs = "(SELECT a.num FROM registry_label a WHERE "+cond+" ORDER BY a.num OFFSET 0) a", args
+		}
 	}
-	var tableArgs []any
 	if p.entry == byPresence {
 		query, args := dk.cfg.PresenceIn(scope.Tenant, f.Presence)
 		tables, tableArgs = []string{"p", "registry_device d"}, args
@@ -221,14 +252,11 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqld
 		q.Add("d.num = p.num AND")
 	}
 	if p.entry == byLabel {
-		cond, args := anchorCondition(scope.Tenant, p.anchor)
-		q.Add(cond, args...).Add("AND d.num = a.num AND")
-		if f.Search == "" {
-			q.Add("a.num > ? AND", after.Num)
-			if part.upTo != nil {
-				q.Add("a.num <= ? AND", part.upTo.Num)
-			}
+		if dk.db.Dialect() == sqldb.SQLite {
+			cond, args := labelsWhere(scope.Tenant, p, f, part)
+			q.Add(cond+" AND", args...)
 		}
+		q.Add("d.num = a.num AND")
 	}
 	q.Add("d.tenant = ?", scope.Tenant)
 	if f.Search != "" {
@@ -247,7 +275,7 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqld
 		}
 	}
 	addFilter(q, p, f)
-	cond, args := scope.Selector.And(f.Selector).Where("registry_label", "d.num")
+	cond, args := p.rest(scope.Selector.And(f.Selector)).WhereEach("registry_label", "d.num")
 	q.Add("AND "+cond, args...)
 	if f.Presence != "" && dk.cfg.Presence != nil {
 		cond, args := dk.cfg.Presence.Where("d.num", f.Presence)

@@ -30,6 +30,7 @@ func matchingFrom(a *device.Anchor, tenant device.TenantID, sel device.Selector,
 		from = append(from, "registry_label a")
 		cond, anchorArgs := anchorCondition(tenant, *a)
 		conds, args = append(conds, cond, "d.num = a.num"), append(args, anchorArgs...)
+		sel = sel.Without(*a, false)
 	}
 	from = append(from, "registry_device d")
 	conds, args = append(conds, "d.tenant = ?"), append(args, tenant)
@@ -181,14 +182,15 @@ const maxLabelKeys = 1000
 
 // LabelKeys lists the keys of labels that devices of the tenant have, in their order. It steps from key
 // to key in the index of kept counts, so that it costs as much as there are keys. A key that the last
-// device has lost may still have counts there, which come to nothing together.
+// device has lost may still have counts there, which come to nothing together; PostgreSQL would make a
+// join over all labels of an EXISTS, and walk them without an ORDER BY.
 func (s *Service) LabelKeys(ctx context.Context, q sqldb.Reader, tenant device.TenantID) ([]string, error) {
 	return labelKeys(ctx, q, sqldb.NewQuery(`WITH RECURSIVE step (key) AS (
 			SELECT MIN(key) FROM registry_label_stage WHERE tenant = ?
 			UNION ALL
 			SELECT (SELECT MIN(c.key) FROM registry_label_stage c WHERE c.tenant = ? AND c.key > step.key)
 			FROM step WHERE step.key IS NOT NULL)
-		SELECT key FROM step WHERE key IS NOT NULL AND EXISTS (SELECT 1 FROM registry_label l WHERE l.tenant = ? AND l.key = step.key) LIMIT ?`,
+		SELECT key FROM step WHERE key IS NOT NULL AND (SELECT l.num FROM registry_label l WHERE l.tenant = ? AND l.key = step.key ORDER BY l.value, l.num LIMIT 1) IS NOT NULL LIMIT ?`,
 		tenant, tenant, tenant, maxLabelKeys))
 }
 

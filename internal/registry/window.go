@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
+	"strconv"
 
 	"steward/internal/device"
 	"steward/internal/sqldb"
@@ -72,7 +72,7 @@ func (dk *Desk) find(ctx context.Context, scope device.Scope, f Filter, after po
 }
 
 func (dk *Desk) findIn(ctx context.Context, p plan, scope device.Scope, f Filter, part span, limit int) ([]foundDevice, error) {
-	q := dk.listQuery(p, scope, f, part).Add("ORDER BY "+p.order(f)+" LIMIT ?", limit)
+	q := dk.listQuery(p, scope, f, part).Add("ORDER BY " + p.order(f) + limited(limit))
 	found, err := sqldb.Collect(ctx, dk.db, func(rows *sql.Rows) (one foundDevice, err error) {
 		if f.Search == "" {
 			one.Device, err = scanDevice(rows)
@@ -89,18 +89,16 @@ func (dk *Desk) findIn(ctx context.Context, p plan, scope device.Scope, f Filter
 	return found, nil
 }
 
+// limited is a LIMIT as a number and not as an argument: for those PostgreSQL plans, after some runs, as if a
+// tenth of all rows were wanted, and sorts them.
+func limited(n int) string { return " LIMIT " + strconv.Itoa(n) }
+
 // picky tells whether the plan walks many devices of which few may pass.
 func (p plan) picky(scope device.Scope, f Filter) bool {
 	if p.entry == byID || p.entry != byTerm && p.devices <= smallSet {
 		return false
 	}
-	sel := scope.Selector.And(f.Selector)
-	a, excluded, sole := sel.Sole()
-	labels := !sel.Empty()
-	if p.entry == byLabel && sole {
-		// The anchor is all there is; an exclusion was turned into it as a whole.
-		labels = !excluded && !slices.Equal(a.Values, p.anchor.Values)
-	}
+	labels := !p.rest(scope.Selector.And(f.Selector)).Empty()
 	return labels || f.Presence != "" ||
 		len(f.Stages) > 0 && p.entry != byStage || f.Model != "" && p.entry != byModel || f.Search != "" && p.entry != byTerm
 }
@@ -136,7 +134,7 @@ func spanEnd(ctx context.Context, q sqldb.Reader, p plan, scope device.Scope, f 
 	} else {
 		b.Add("AND "+byNum+" > ? ORDER BY "+byNum, after.Num)
 	}
-	b.Add("LIMIT 1 OFFSET ?", size-1)
+	b.Add("LIMIT 1 OFFSET " + strconv.Itoa(size-1))
 	var end position
 	var term []byte
 	err := q.QueryRowContext(ctx, b.SQL(), b.Args()...).Scan(&end.Num, &term)
@@ -175,8 +173,8 @@ func (s *Service) Part(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		next = end.Num
 	}
 	addFilter(b, p, f)
-	cond, args := scope.Selector.And(part.Selector).Where("registry_label", "d.num")
-	b.Add("AND "+cond, args...).Add("ORDER BY "+num+" LIMIT ?", part.Limit)
+	cond, args := p.rest(scope.Selector.And(part.Selector)).WhereEach("registry_label", "d.num")
+	b.Add("AND "+cond, args...).Add("ORDER BY " + num + limited(part.Limit))
 	if nums, err = sqldb.Collect(ctx, q, sqldb.Value[int64], b.SQL(), b.Args()...); err != nil {
 		return nil, 0, fmt.Errorf("look for the next devices: %w", err)
 	}
