@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -277,6 +278,43 @@ func TestNodesAreListedForWhoSeesTheInstallation(t *testing.T) {
 		}
 		if n, err := a.rooms.nodeNotices(t.Context(), scope); err != nil || len(n) != 0 {
 			t.Errorf("%+v is told of nodes: %v, %v", scope, n, err)
+		}
+	}
+}
+
+func TestNodesMayStartForTheFirstTimeTogether(t *testing.T) {
+	url := sqldbtest.URL(t, sqldbtest.PostgresEngine)
+	master, artifacts := masterKey(t), t.TempDir()
+	var all sync.WaitGroup
+	for _, name := range []string{"a", "b", "c"} {
+		cfg := node(t, func(c *Config) {
+			c.Database, c.MasterKeyFile, c.Artifacts, c.NodeName, c.BusListen = url, master, artifacts, name, "127.0.0.1:0"
+		})
+		all.Go(func() {
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			cfg.Serving = cancel // it serves: that was all
+			s, err := Open(ctx, cfg)
+			if err == nil {
+				err = errors.Join(s.Run(ctx), s.Close())
+			}
+			if err != nil {
+				t.Errorf("node %s: %v", name, err)
+			}
+			if _, err := client.ReadBootstrap(cfg.DataDir); err != nil {
+				t.Errorf("node %s: %v", name, err)
+			}
+		})
+	}
+	all.Wait()
+	s, end := running(t, node(t, func(c *Config) { c.Database, c.MasterKeyFile, c.Artifacts = url, master, artifacts }))
+	defer end()
+	for table, want := range map[string]int{
+		"access_account": 1, "release_repository": 1, "provisioning_authority WHERE tenant = ''": 2, "keys_master": 1,
+	} {
+		var n int
+		if err := s.rooms.db.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM "+table).Scan(&n); err != nil || n != want {
+			t.Errorf("%s has %d rows, want %d (%v)", table, n, want, err)
 		}
 	}
 }
