@@ -155,7 +155,15 @@ func (a *app) deviceBulkCommand() *cobra.Command {
 			if err := c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: "/devices/bulk", Body: wish}, &result); err != nil {
 				return err
 			}
-			return p.value(result)
+			run, long := result["run"].(map[string]any)
+			if !long {
+				return p.value(result)
+			}
+			id, _ := run["id"].(string)
+			if run, err = a.await(cmd, c, "/bulk-changes/"+escapePath(id), run, bulkProgress); err != nil {
+				return err
+			}
+			return p.value(run)
 		},
 	}
 	f := cmd.Flags()

@@ -28,7 +28,11 @@ func (a *app) orderPlaceCommand() *cobra.Command {
 				return err
 			}
 			var order client.Object
-			if err := c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: "/orders/" + escapePath(argv[0]) + "/place"}, &order); err != nil {
+			path := "/orders/" + escapePath(argv[0])
+			if err := c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: path + "/place", Header: soon}, &order); err != nil {
+				return err
+			}
+			if order, err = a.await(cmd, c, path, order, orderProgress); err != nil {
 				return err
 			}
 			return p.say(order, "order %v placed", order["number"])
@@ -62,7 +66,7 @@ A file with a wrong cell imports nothing; each wrong cell is named by line and c
 			send := func(mode string, out any) error {
 				return c.Do(cmd.Context(), client.Call{
 					Method: http.MethodPost, Path: "/orders/" + escapePath(argv[0]) + "/deliveries", Type: "text/csv",
-					Body: io.Reader(bytes.NewReader(data)), Query: url.Values{"mode": {mode}, "note": {note}},
+					Body: io.Reader(bytes.NewReader(data)), Query: url.Values{"mode": {mode}, "note": {note}}, Header: soon,
 				}, out)
 			}
 			var check client.Object
@@ -86,6 +90,10 @@ A file with a wrong cell imports nothing; each wrong cell is named by line and c
 			done, _ := booked["booked"].(map[string]any)
 			if again, _ := done["repeated"].(bool); again {
 				return p.say(booked, "this file was booked before, as delivery %v: nothing was done", lookup(done, "delivery.id"))
+			}
+			order, _ := done["order"].(map[string]any)
+			if done["order"], err = a.await(cmd, c, "/orders/"+escapePath(argv[0]), order, orderProgress); err != nil {
+				return err
 			}
 			return p.say(booked, "booked as delivery %v", lookup(done, "delivery.id"))
 		},
@@ -186,8 +194,11 @@ func (a *app) orderCancelCommand() *cobra.Command {
 				return err
 			}
 			var order client.Object
-			err = c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: path, Body: client.Object{"line": line, "reason": reason}}, &order)
+			err = c.Do(cmd.Context(), client.Call{Method: http.MethodPost, Path: path, Body: client.Object{"line": line, "reason": reason}, Header: soon}, &order)
 			if err != nil {
+				return err
+			}
+			if order, err = a.await(cmd, c, "/orders/"+escapePath(argv[0]), order, orderProgress); err != nil {
 				return err
 			}
 			return p.say(order, "cancelled; the order is %v", order["state"])
