@@ -15,7 +15,8 @@ import (
 
 // Connection is what a device holds open to one node.
 type Connection struct {
-	Node    string    `json:"node" doc:"The node that holds it"`
+	Node    string    `json:"node" doc:"The node that holds it, by its name"`
+	NodeID  string    `json:"node_id" doc:"Of this start of the node's process"`
 	Via     string    `json:"via" doc:"Protocol: mqtt/3.1.1, mqtt/5, with +ws over WebSocket"`
 	Address string    `json:"address" doc:"From where it was opened last"`
 	Since   time.Time `json:"since" doc:"Since when there has been one without a hole"`
@@ -159,6 +160,15 @@ func (s *Service) nodeAlive(id string) bool {
 	return s.cfg.NodeAlive(id)
 }
 
+func (s *Service) nodeName(id string) string {
+	if s.cfg.NodeName != nil {
+		if name := s.cfg.NodeName(id); name != "" {
+			return name
+		}
+	}
+	return id
+}
+
 // LinksOf returns a device's connections to nodes that are there, the oldest first.
 func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 	rows, err := s.cfg.DB.QueryContext(ctx, "SELECT node, via, address, since, n, ended, why FROM monitoring_link WHERE num = $1 ORDER BY since", num)
@@ -171,13 +181,14 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 	for rows.Next() {
 		var c Connection
 		var d Disconnect
-		if err := rows.Scan(&c.Node, &c.Via, &c.Address, sqldb.ScanMicros(&c.Since), &c.Count, sqldb.ScanMicros(&d.At), &d.Why); err != nil {
+		if err := rows.Scan(&c.NodeID, &c.Via, &c.Address, sqldb.ScanMicros(&c.Since), &c.Count, sqldb.ScanMicros(&d.At), &d.Why); err != nil {
 			return Links{}, fmt.Errorf("read connections: %w", err)
 		}
-		if c.Node == s.cfg.Node() && waits {
+		if c.NodeID == s.cfg.Node() && waits {
 			continue // what this node knows is newer
 		}
-		if c.Count > 0 && s.nodeAlive(c.Node) {
+		c.Node = s.nodeName(c.NodeID)
+		if c.Count > 0 && s.nodeAlive(c.NodeID) {
 			out.Connections = append(out.Connections, c)
 			continue
 		}
@@ -192,7 +203,7 @@ func (s *Service) LinksOf(ctx context.Context, num int64) (Links, error) {
 	}
 	switch {
 	case waits && mine.n > 0:
-		out.Connections = append(out.Connections, Connection{s.cfg.Node(), mine.via, mine.address, mine.since, mine.n})
+		out.Connections = append(out.Connections, Connection{s.nodeName(s.cfg.Node()), s.cfg.Node(), mine.via, mine.address, mine.since, mine.n})
 	case waits:
 		out.end(Disconnect{mine.via, mine.ended, mine.why})
 	}
@@ -227,7 +238,7 @@ func (s *Service) ConnectedCount(ctx context.Context, tenant device.TenantID) (b
 				return nil, fmt.Errorf("count connections: %w", err)
 			}
 			if s.nodeAlive(node) {
-				out[node] = n
+				out[s.nodeName(node)] += n
 			}
 		}
 		return out, rows.Err()

@@ -69,6 +69,8 @@ type Config struct {
 	// name. NodeAlive tells whether another one runs; nil means that there is none.
 	Node      func() string
 	NodeAlive func(id string) bool
+	// NodeName is how people call a node; nil, and "", leave the ID.
+	NodeName func(id string) string
 	// Once runs do on one node at a time, for as long as ctx lasts; nil runs it directly, for a single
 	// node. Doing it on two nodes at once would only cost, so nothing depends on it.
 	Once func(ctx context.Context, name string, do func(ctx context.Context) error) error

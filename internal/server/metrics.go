@@ -31,7 +31,7 @@ func (c Config) metricsStore() (*series.RemoteConfig, error) {
 
 // partialMetrics names this node when others are there that keep metrics of their own.
 func (r *rooms) partialMetrics() string {
-	if alive := r.alive.Load(); alive == nil || len(*alive) < 2 {
+	if len(r.aliveNodes()) < 2 {
 		return ""
 	}
 	return r.cfg.nodeName()

@@ -83,8 +83,16 @@ func (r *rooms) nodeID() string {
 
 // nodeAlive tells whether a node has given a sign of life lately, as this one has last seen it.
 func (r *rooms) nodeAlive(id string) bool {
-	alive := r.alive.Load()
-	return alive != nil && slices.Contains(*alive, id)
+	_, ok := r.aliveNodes()[id]
+	return ok
+}
+
+// aliveNodes are the names of the nodes that are there, by their IDs.
+func (r *rooms) aliveNodes() map[string]string {
+	if alive := r.alive.Load(); alive != nil {
+		return *alive
+	}
+	return nil
 }
 
 // alone makes a member of the group that one node runs at a time.
@@ -96,16 +104,17 @@ func (r *rooms) alone(name string, run func(context.Context) error) func(context
 type meeting struct {
 	bus    *bus.Bus
 	cfg    Config
-	alive  *atomic.Pointer[[]string]
+	alive  *atomic.Pointer[map[string]string]
 	warned bool // that others can't be reached
 }
 
 // looked is called after each sign of life, by one goroutine at a time.
 func (m *meeting) looked(nodes []lease.Node) {
-	var others, addrs, alive []string
+	var others, addrs []string
+	alive := map[string]string{}
 	for _, n := range nodes {
 		if n.Alive {
-			alive = append(alive, n.ID)
+			alive[n.ID] = n.Name
 		}
 		if n.Self || !n.Alive {
 			continue

@@ -48,7 +48,7 @@ type rooms struct {
 	disposal     *disposal.Service
 	remote       *remote.Service
 
-	alive atomic.Pointer[[]string] // IDs of the nodes that are there
+	alive atomic.Pointer[map[string]string] // names of the nodes that are there, by ID
 }
 
 // makeRooms makes the rooms from the spine outwards; it starts nothing.
@@ -88,7 +88,7 @@ func makeRooms(ctx context.Context, cfg Config, e engines, door linkDoor) (*room
 	}
 	r.monitoring, err = monitoring.Open(monitoring.Config{
 		DB: e.db, Ledger: r.ledger, Devices: r.registry, Twin: r.twin, Dir: cfg.path("metrics"),
-		Keep: cfg.MetricsRetention, Once: r.once, Node: r.nodeID, NodeAlive: r.nodeAlive, Outside: outside, Partial: r.partialMetrics, Log: cfg.Log, Now: cfg.Now,
+		Keep: cfg.MetricsRetention, Once: r.once, Node: r.nodeID, NodeAlive: r.nodeAlive, Outside: outside, Partial: r.partialMetrics, NodeName: func(id string) string { return r.aliveNodes()[id] }, Log: cfg.Log, Now: cfg.Now,
 	})
 	return r, err
 }
