@@ -418,7 +418,6 @@ func (h *house) move(d device.Device, to device.Stage) {
 
 // changed says on the bus, as the server does after a move, that the device has changed, and waits until
 // the link has heard it.
-// changed tells the links, and returns when ours has heard it.
 func (h *house) changed(d device.Device) {
 	h.Helper()
 	before := h.link.Drops()
