@@ -209,24 +209,16 @@ func (s *Service) stepBook(ctx context.Context, tx *sqldb.Tx, o *Order, w *work,
 		return false, err
 	}
 	in := receiver{s: s, who: w.who(), order: o, delivery: d}
-	var wrong []Discrepancy
-	rows := make([][]Row, len(o.Lines)+1) // by order line
+	rows, wrong, err := s.sorted(ctx, tx, *o, parts)
+	if err != nil {
+		return false, err
+	}
 	for _, p := range parts {
-		known, err := s.knownMeanwhile(ctx, tx, o.Tenant, p.Matched)
-		if err != nil {
-			return false, err
-		}
-		for _, m := range p.Matched {
-			if owner := known[m.Serial]; owner != "" {
-				wrong = append(wrong, Discrepancy{Row: m.Row, Kind: KnownSerial, Detail: owner + " has this serial number already"})
-				continue
-			}
-			rows[m.OrderLine] = append(rows[m.OrderLine], m.Row)
-			d.Booked++
-		}
-		wrong = append(wrong, p.Discrepancies...)
 		d.Waiting -= int64(p.rows())
 		w.Done += int64(p.rows())
+	}
+	for _, some := range rows {
+		d.Booked += int64(len(some))
 	}
 	for i := range o.Lines {
 		if err := in.receive(ctx, tx, &o.Lines[i], rows[i+1]); err != nil {
@@ -249,6 +241,27 @@ func (s *Service) stepBook(ctx context.Context, tx *sqldb.Tx, o *Order, w *work,
 	return true, s.record(ctx, tx, w.who(), ledger.Event{Kind: "purchase.delivery_booked", Subject: o.ID, Data: ledger.Facts(map[string]any{
 		"delivery": d.ID, "number": o.Number, "sha256": d.SHA256, "rows": d.Rows, "booked": d.Booked, "discrepancies": d.Discrepancies, "state": o.State,
 	})})
+}
+
+// sorted divides rows into those to book, by the number of their order line, and discrepancies: among
+// them those whose serial numbers were taken since the file was checked.
+func (s *Service) sorted(ctx context.Context, q sqldb.Reader, o Order, parts []bookingPart) (rows [][]Row, wrong []Discrepancy, err error) {
+	rows = make([][]Row, len(o.Lines)+1)
+	for _, p := range parts {
+		known, err := s.knownMeanwhile(ctx, q, o.Tenant, p.Matched)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, m := range p.Matched {
+			if owner := known[m.Serial]; owner != "" {
+				wrong = append(wrong, Discrepancy{Row: m.Row, Kind: KnownSerial, Detail: owner + " has this serial number already"})
+				continue
+			}
+			rows[m.OrderLine] = append(rows[m.OrderLine], m.Row)
+		}
+		wrong = append(wrong, p.Discrepancies...)
+	}
+	return rows, wrong, nil
 }
 
 // knownMeanwhile tells which serial numbers were taken since the file was checked.

@@ -95,6 +95,11 @@ func (s *Service) routeOrders(a *httpapi.API) {
 		func(ctx context.Context, who httpapi.Principal, in *orderChangeIn) (*orderOut, error) {
 			return orderAnswer(s.ChangeOrder(ctx, who, in.ID, in.Body, in.IfMatch))
 		})
+	s.routeWork(a)
+}
+
+// routeWork adds what changes orders that are placed.
+func (s *Service) routeWork(a *httpapi.API) {
 	httpapi.Register(a, httpapi.Op{ID: "place-order", Method: http.MethodPost, Path: "/orders/{id}/place", Tag: tag, Role: httpapi.Operator, Timeout: slow,
 		Summary: "Place an order", Detail: "Creates each unit as a device in stage ordered. The order is placing until all of them are there, which is sure to come: " +
 			"it goes on when the caller leaves or the server starts again. The answer waits for it unless it is asked not to."},

@@ -12,22 +12,13 @@ import (
 	"steward/internal/sqldb"
 )
 
-// rowsOf runs a query and scans each row with scan.
+// rowsOf is sqldb.Collect for a builder; no row is an empty list, which answers show as one.
 func rowsOf[T any](ctx context.Context, q sqldb.Reader, b *sqldb.Builder, scan func(*sql.Rows) (T, error)) ([]T, error) {
-	rows, err := q.QueryContext(ctx, b.SQL(), b.Args()...)
-	if err != nil {
-		return nil, err
+	list, err := sqldb.Collect(ctx, q, scan, b.SQL(), b.Args()...)
+	if list == nil {
+		list = []T{}
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
-	list := []T{}
-	for rows.Next() {
-		v, err := scan(rows)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, v)
-	}
-	return list, rows.Err()
+	return list, err
 }
 
 // one returns the only row, or fault.NotFound with what was looked for.

@@ -92,28 +92,43 @@ func (s *Service) choose(ctx context.Context, q sqldb.Reader, scope device.Scope
 		}
 		offer(plan{entry: byStage, devices: n}, len(f.Stages) == 1)
 	}
-	for _, a := range scope.Selector.And(f.Selector).Anchors() {
-		n, err := labelCount(ctx, q, scope.Tenant, a)
-		if err != nil {
-			return plan{}, err
-		}
-		offer(plan{entry: byLabel, anchor: a, devices: n.devices}, len(a.Values) == 1)
+	plans, err := labelPlans(ctx, q, scope.Tenant, scope.Selector.And(f.Selector))
+	if err != nil {
+		return plan{}, err
 	}
-	for _, x := range scope.Selector.And(f.Selector).Exclusions() {
-		p, found, err := complement(ctx, q, scope.Tenant, x)
-		switch {
-		case err != nil:
-			return plan{}, err
-		case p.entry == byNothing:
+	for _, p := range plans {
+		if p.entry == byNothing {
 			return p, nil
-		case found:
-			offer(p, len(p.anchor.Values) == 1)
 		}
+		offer(p, len(p.anchor.Values) == 1)
 	}
 	if search && best.devices > smallSet {
 		best = plan{entry: byTerm}
 	}
 	return best, nil
+}
+
+// labelPlans are the ways to begin with a label of the selector; byNothing among them says that no device
+// passes.
+func labelPlans(ctx context.Context, q sqldb.Reader, tenant device.TenantID, sel device.Selector) ([]plan, error) {
+	var plans []plan
+	for _, a := range sel.Anchors() {
+		n, err := labelCount(ctx, q, tenant, a)
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, plan{entry: byLabel, anchor: a, devices: n.devices})
+	}
+	for _, x := range sel.Exclusions() {
+		p, found, err := complement(ctx, q, tenant, x)
+		if err != nil {
+			return nil, err
+		}
+		if found || p.entry == byNothing {
+			plans = append(plans, p)
+		}
+	}
+	return plans, nil
 }
 
 // choose begins with presence where that is rarer than all that the registry itself knows.
@@ -224,7 +239,6 @@ func labelsWhere(tenant device.TenantID, p plan, f Filter, part span) (string, [
 // spread over the fleet, and would walk all devices up to the first that has a label of the newest ones.
 // An OFFSET has it read the labels first.
 func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqldb.Builder {
-	after := part.after
 	columns, tables, with := deviceColumns, []string{"registry_device d"}, ""
 	var tableArgs []any
 	if p.entry == byLabel {
@@ -258,14 +272,20 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqld
 		}
 		q.Add("d.num = a.num AND")
 	}
+	dk.addConditions(q, p, scope, f, part)
+	return q
+}
+
+// addConditions adds what the devices must fulfil besides being of the entry.
+func (dk *Desk) addConditions(q *sqldb.Builder, p plan, scope device.Scope, f Filter, part span) {
 	q.Add("d.tenant = ?", scope.Tenant)
 	if f.Search != "" {
-		addSearch(q, f.Search, after)
+		addSearch(q, f.Search, part.after)
 		if p.entry == byTerm {
 			q.Add("AND t.tenant = ?", scope.Tenant)
 		}
 	} else {
-		q.Add("AND d.num > ?", after.Num)
+		q.Add("AND d.num > ?", part.after.Num)
 	}
 	if part.upTo != nil {
 		if f.Search != "" {
@@ -281,7 +301,6 @@ func (dk *Desk) listQuery(p plan, scope device.Scope, f Filter, part span) *sqld
 		cond, args := dk.cfg.Presence.Where("d.num", f.Presence)
 		q.Add("AND "+cond, args...)
 	}
-	return q
 }
 
 // addSearch adds the conditions of a search by prefix. A device that several of its terms bring up is
