@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,13 +161,23 @@ func (s *Server) accept(ctx context.Context, l net.Listener, config *tls.Config)
 			}
 			continue
 		}
-		s.running.Go(func() { s.greet(c, config) })
+		s.running.Add(1)
+		s.crew.do(func() {
+			defer s.running.Done()
+			s.greet(c, config)
+		})
 	}
 }
 
-// greet leads a connection through TLS and hands it on: to a session of MQTT or to net/http, each on a
-// fresh goroutine, because this one's stack has grown.
+// greet leads a connection through TLS and hands it on: to a session of MQTT, whose first packet it waits
+// for on a goroutine with a small stack, or to net/http.
 func (s *Server) greet(c *conn, config *tls.Config) {
+	defer func() {
+		if p := recover(); p != nil { // of the room that identifies devices
+			s.cfg.Log.Error("link: panic", "panic", p, "stack", string(debug.Stack()))
+			_ = c.Close()
+		}
+	}()
 	k := s.gate.in(c)
 	t := tls.Server(c, config)
 	err := s.handshake(c, t)

@@ -137,6 +137,7 @@ func (ss *session) arrange(p *mqtt.Packet) {
 		ss.mostBytes = int(n)
 	}
 	ss.epoch = epochProperty(p.Properties.User)
+	ss.current = ss.epoch > 0
 	if p.Connect.WillFlag {
 		ss.will = &mqtt.Message{Topic: strings.Clone(p.Connect.WillTopic), Payload: append([]byte(nil), p.Connect.WillPayload...)}
 	}

@@ -92,7 +92,7 @@ func converse(s *Server, raw []byte) []byte {
 	ss := &session{s: s, conn: c, stream: c, opened: time.Now(), silent: time.Now().Add(5 * time.Second)}
 	c.mode = quiet
 	s.open()
-	go ss.loop()
+	s.crew.do(ss.loop)
 	wrote := make(chan struct{})
 	go func() {
 		defer close(wrote)

@@ -13,6 +13,7 @@ import (
 
 	"steward/internal/device"
 	"steward/internal/fault"
+	"steward/internal/link"
 	"steward/internal/mqtt"
 	"steward/internal/wire"
 )
@@ -273,5 +274,23 @@ func TestOnlyOwnTopicsAreGranted(t *testing.T) {
 		if err := st.Subscribe(ctx, 1, filter); err != nil {
 			t.Errorf("%s: %v", filter, err)
 		}
+	}
+}
+
+// BenchmarkUnchangedReport is a device's report that changes nothing, with its acknowledgement and answer.
+func BenchmarkUnchangedReport(b *testing.B) {
+	h := lite(b, func(cfg *link.Config) { cfg.Rate, cfg.Burst = 1e9, 1e9 })
+	st := h.enrolled(device.DefaultTenant, "SN-1").connect("agent")
+	st.subscribe(down(wire.TopicReport))
+	report := wire.Report{Protocol: 1, Boot: "b", Sequence: 1, Instance: "i", Time: h.now()}
+	st.send(up(wire.TopicReport), report)
+	st.next(down(wire.TopicReport), nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		report.Sequence++
+		if got := st.send(up(wire.TopicReport), report); got != mqtt.Success {
+			b.Fatal(got)
+		}
+		st.next(down(wire.TopicReport), nil)
 	}
 }

@@ -300,13 +300,13 @@ func (ss *session) grant(f mqtt.Subscription) (byte, downName) {
 	return qos, own.name
 }
 
-// openDesired sends the desired state, unless the device has said in CONNECT that it has this one.
+// openDesired sends the desired state, the first time only if it is newer than what the device has said in
+// CONNECT to have.
 func (ss *session) openDesired() {
-	if ss.epoch > 0 {
-		now, err := ss.s.cfg.Desired.Epoch(ss.s.base, ss.conn.num)
-		if err == nil && now <= ss.epoch {
-			return
-		}
+	if ss.current {
+		ss.current = false
+		ss.s.push.desired(ss.conn.num) // which looks at many together
+		return
 	}
 	if err := ss.sendDesired(); err != nil {
 		ss.s.cfg.Log.Warn("link: desired state upon subscription", "device.id", string(ss.id), "error", err)

@@ -42,6 +42,7 @@ type Server struct {
 	strange *buckets // per network address, for who has not shown a valid certificate
 	large   *semaphore.Weighted
 	busy    chan struct{}
+	crew    *crew
 
 	linkTLS, mqttTLS *tls.Config // of the two listeners
 	ticketDay        int64
@@ -70,6 +71,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.push = newPusher(s)
 	s.stopping, s.stop = context.WithCancel(context.Background())
+	s.crew = newCrew(s.stopping.Done())
 	s.base, s.cut = context.WithCancel(context.Background())
 	s.linkTLS = s.tlsConfig("h2", "http/1.1", wire.ALPNMQTT)
 	s.mqttTLS = s.tlsConfig(wire.ALPNMQTT)

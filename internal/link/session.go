@@ -47,6 +47,7 @@ type session struct {
 	keepAlive time.Duration // 0 means that the client sends no pings
 	mostBytes int           // of a packet that the client takes
 	will      *mqtt.Message
+	current   bool // it has said which desired state it has, and has not subscribed yet
 	opened    time.Time
 
 	silent   time.Time // when the keep-alive time will have passed, and half of it again
@@ -80,7 +81,7 @@ const (
 	farewellTime = 200 * time.Millisecond
 )
 
-// begin takes over a connection that is through with TLS.
+// begin takes over a connection that is through with TLS. It returns when there is nothing to read yet.
 func (s *Server) begin(ss *session) {
 	if certs := ss.tls.ConnectionState().PeerCertificates; len(certs) > 0 {
 		ss.cert = slices.Clone(certs[0].Raw)
@@ -96,7 +97,7 @@ func (s *Server) begin(ss *session) {
 		_ = ss.conn.Close()
 		return
 	}
-	go ss.loop()
+	ss.loop()
 }
 
 // loop handles packets until there is nothing to read.
@@ -148,12 +149,15 @@ func (ss *session) park() {
 }
 
 func (ss *session) await() {
-	if err := ss.conn.wait(); err != nil {
-		ss.lost(err)
-		ss.end()
-		return
-	}
-	ss.loop()
+	err := ss.conn.wait()
+	ss.s.crew.do(func() {
+		if err != nil {
+			ss.lost(err)
+			ss.end()
+			return
+		}
+		ss.loop()
+	})
 }
 
 // lost notes why reading has failed.

@@ -53,7 +53,8 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) error {
 		_ = c.Close()
 		return nil
 	}
-	s.begin(&session{s: s, conn: c, tls: t, stream: &webSocket{conn: t, early: leftOver(buffered)}, web: true})
+	ss := &session{s: s, conn: c, tls: t, stream: &webSocket{conn: t, early: leftOver(buffered)}, web: true}
+	s.crew.do(func() { s.begin(ss) })
 	return nil
 }
 
