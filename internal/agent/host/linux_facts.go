@@ -168,6 +168,7 @@ func (l *Linux) mounts() []mount {
 	if text == "" {
 		text = l.read("mounted file systems", "proc/mounts")
 	}
+	super := l.superOptions()
 	best := map[string]mount{}
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -175,6 +176,9 @@ func (l *Linux) mounts() []mount {
 			continue
 		}
 		m := mount{device: unescape(f[0]), point: unescape(f[1]), fileSystem: f[2], options: f[3]}
+		if options, known := super[m.point]; known {
+			m.options = options
+		}
 		if strings.HasPrefix(m.point, "/snap/") || strings.HasPrefix(m.point, "/var/lib/docker/") || strings.HasPrefix(m.point, "/var/lib/containers/") {
 			continue
 		}
@@ -194,6 +198,19 @@ func (l *Linux) mounts() []mount {
 		out = append(out, m)
 	}
 	slices.SortFunc(out, func(a, b mount) int { return strings.Compare(a.point, b.point) })
+	return out
+}
+
+// superOptions are the options of the file systems themselves by mount point, as far as the kernel tells: a
+// service manager shows its services a system that only they can't write to. See proc_pid_mountinfo(5).
+func (l *Linux) superOptions() map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(l.read("", "proc/self/mountinfo")) {
+		f := strings.Fields(line)
+		if len(f) >= 10 {
+			out[unescape(f[4])] = f[len(f)-1]
+		}
+	}
 	return out
 }
 

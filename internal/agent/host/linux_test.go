@@ -383,3 +383,19 @@ func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
+
+func TestCageOfTheServiceIsNotTakenForAReadOnlyMachine(t *testing.T) {
+	files := pc()
+	files["proc/self/mounts"] = "/dev/mmcblk0p2 / ext4 ro,relatime 0 0\n/dev/mmcblk0p1 /boot vfat ro 0 0\n"
+	files["proc/self/mountinfo"] = "22 1 179:2 / / ro,relatime shared:1 - ext4 /dev/mmcblk0p2 rw,errors=remount-ro\n" +
+		"23 22 179:1 / /boot ro,relatime - vfat /dev/mmcblk0p1 ro,fmask=0022\n"
+	got, err := tree(t, files).Inventory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range got.Disks {
+		if d.ReadOnly != (d.Mount == "/boot") {
+			t.Errorf("%s: read-only %t", d.Mount, d.ReadOnly)
+		}
+	}
+}
