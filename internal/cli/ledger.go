@@ -77,6 +77,7 @@ event, or a history that was rewritten since, fails.`,
 	}
 	cmd.Flags().StringVar(&cfg.DataDir, "data", os.Getenv("STEWARD_DATA"), "the server's data directory")
 	cmd.Flags().StringVar(&cfg.Database, "database", os.Getenv("STEWARD_DATABASE"), "postgres://… when the server uses it")
+	cmd.Flags().StringVar(&cfg.MasterKeyFile, "master-key-file", os.Getenv("STEWARD_MASTER_KEY_FILE"), "file with the master key, when the server has one")
 	cmd.Flags().StringSliceVar(&kept, "checkpoint", nil, "signed tree head that was kept elsewhere (repeat)")
 	return cmd
 }

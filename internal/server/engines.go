@@ -48,13 +48,8 @@ func openEngines(ctx context.Context, cfg Config) (e engines, err error) {
 			err = errors.Join(err, e.close())
 		}
 	}()
-	if e.db, err = sqldb.Open(ctx, cfg.Database); err != nil {
+	if e.db, err = openDatabase(ctx, cfg); err != nil {
 		return e, err
-	}
-	for _, m := range Migrations() {
-		if err = e.db.Migrate(ctx, m); err != nil {
-			return e, err
-		}
 	}
 	if e.keys, err = OpenKeys(ctx, cfg, e.db); err != nil {
 		return e, err
@@ -64,6 +59,20 @@ func openEngines(ctx context.Context, cfg Config) (e engines, err error) {
 	}
 	e.blob, err = blob.Open(ctx, cfg.Artifacts, cfg.path("artifacts"), cfg.Log)
 	return e, err
+}
+
+// openDatabase opens the database and brings it up to date.
+func openDatabase(ctx context.Context, cfg Config) (*sqldb.DB, error) {
+	db, err := sqldb.Open(ctx, cfg.Database)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range Migrations() {
+		if err := db.Migrate(ctx, m); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
+	return db, nil
 }
 
 func (e engines) close() (err error) {

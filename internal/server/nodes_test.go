@@ -89,7 +89,7 @@ func masterKey(t *testing.T) string {
 }
 
 func TestSecondNodeNeedsTheKeysOfTheFirst(t *testing.T) {
-	url := sqldbtest.URL(t, sqldbtest.PostgresEngine)
+	url := sqldbtest.URL(t, sqldbtest.PostgresEngine, Migrations()...)
 	onPostgres := func(c *Config) { c.Database = url }
 	first := node(t, onPostgres)
 	s, end := running(t, first)
@@ -150,7 +150,7 @@ func TestSecondNodeNeedsTheKeysOfTheFirst(t *testing.T) {
 func TestKeysMoveFromTheDirectoryIntoTheDatabase(t *testing.T) {
 	for _, engine := range []string{sqldbtest.SQLiteEngine, sqldbtest.PostgresEngine} {
 		t.Run(engine, func(t *testing.T) {
-			url := sqldbtest.URL(t, engine)
+			url := sqldbtest.URL(t, engine, Migrations()...)
 			cfg := node(t, func(c *Config) { c.Database = url })
 			s, end := running(t, cfg)
 			before, err := s.rooms.ledger.Verifier()
@@ -225,7 +225,7 @@ func TestKeyFilesOfEarlierVersionsStayTheKeys(t *testing.T) {
 }
 
 func TestNodesAreListedForWhoSeesTheInstallation(t *testing.T) {
-	url := sqldbtest.URL(t, sqldbtest.PostgresEngine)
+	url := sqldbtest.URL(t, sqldbtest.PostgresEngine, Migrations()...)
 	master := masterKey(t)
 	named := func(name string) Config {
 		return node(t, func(c *Config) {

@@ -34,11 +34,15 @@ func ResetPassword(ctx context.Context, cfg Config, name string) (password strin
 	if _, err := os.Stat(cfg.DataDir); err != nil {
 		return "", err
 	}
-	e, err := openEngines(ctx, cfg)
+	db, err := openDatabase(ctx, cfg) // no keys: they may be sealed, and none is needed
 	if err != nil {
 		return "", err
 	}
+	e := engines{db: db}
 	defer func() { err = errors.Join(err, e.close()) }()
+	if e.bus, err = openBus(ctx, cfg, nil); err != nil {
+		return "", err
+	}
 	events := ledger.New(ledger.Config{DB: e.db, Bus: e.bus, Now: cfg.Now, Log: cfg.Log})
 	return access.New(access.Config{DB: e.db, Ledger: events, Now: cfg.Now, Log: cfg.Log}).ResetPassword(ctx, name)
 }
