@@ -333,7 +333,7 @@ func TestStoresAddressIsChecked(t *testing.T) {
 
 func TestQueriesSayWhenTheStoreIsAway(t *testing.T) {
 	answers := map[string]func(http.ResponseWriter){
-		"not a store": func(w http.ResponseWriter) { http.Error(w, "<html>", 502) },
+		"not a store": func(w http.ResponseWriter) { http.Error(w, "<html>", http.StatusBadGateway) },
 		"too slow": func(w http.ResponseWriter) {
 			w.WriteHeader(503)
 			_, _ = io.WriteString(w, `{"status":"error","errorType":"timeout","error":"t"}`)
