@@ -25,9 +25,13 @@ func (b *bench) startNodes(ctx context.Context) (nodes []*node, err error) {
 	if err := keys.NewMaster(master); err != nil {
 		return nil, err
 	}
-	shared := []string{"--master-key-file", master, "--artifacts", filepath.Join(b.dir, "artifacts"), "--bus-listen", "127.0.0.1:0"}
+	shared := []string{"--master-key-file", master, "--artifacts", filepath.Join(b.dir, "artifacts")}
 	for i := range b.nodes {
-		more := append(shared[:len(shared):len(shared)], "--node-name", fmt.Sprintf("bench-%d", i+1))
+		bus, err := freeAddress()
+		if err != nil {
+			return nodes, err
+		}
+		more := append(shared[:len(shared):len(shared)], "--node-name", fmt.Sprintf("bench-%d", i+1), "--bus-listen", bus)
 		if i > 0 {
 			more = append(more, "--database", nodes[0].db.url)
 		}

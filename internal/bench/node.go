@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -72,7 +74,29 @@ func (b *bench) startNode(ctx context.Context, program []string, more ...string)
 	if n.log, err = os.Create(n.dir + ".log"); err != nil {
 		return n, err
 	}
-	return n, n.start(ctx, "127.0.0.1:0", "127.0.0.1:0")
+	console, err := freeAddress()
+	if err != nil {
+		return n, err
+	}
+	link, err := freeAddress()
+	if err != nil {
+		return n, err
+	}
+	return n, n.start(ctx, console, link)
+}
+
+// freeAddress is a loopback address whose port the system gives to nobody by itself, so that a server finds it free
+// when it starts again: the usual range for that begins at 32768.
+func freeAddress() (string, error) {
+	var last error
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(20_000)))
+		if err == nil {
+			return l.Addr().String(), l.Close()
+		}
+		last = err
+	}
+	return "", fmt.Errorf("find a free port: %w", last)
 }
 
 // start starts the process, on the given addresses.
@@ -148,11 +172,27 @@ func (n *node) end(signal syscall.Signal) (err error) {
 	select {
 	case <-n.ended:
 	case <-time.After(stopTime):
-		err = errors.Join(fmt.Errorf("the server did not stop within %s", stopTime), n.cmd.Process.Kill())
-		<-n.ended
+		err = n.stuck()
 	}
 	n.cmd = nil
 	return err
+}
+
+// stuck kills a server that doesn't stop, and keeps what it was doing: Go writes that at SIGQUIT.
+func (n *node) stuck() error {
+	_ = n.cmd.Process.Signal(syscall.SIGQUIT)
+	select {
+	case <-n.ended:
+	case <-time.After(stopTime):
+		_ = n.cmd.Process.Kill()
+		<-n.ended
+	}
+	kept := filepath.Join(os.TempDir(), fmt.Sprintf("steward-bench-stuck-%d.log", n.self))
+	data, err := os.ReadFile(n.log.Name())
+	if err == nil {
+		err = os.WriteFile(kept, data, 0o600)
+	}
+	return errors.Join(fmt.Errorf("the server did not stop within %s; its log and goroutines are in %s", stopTime, kept), err)
 }
 
 // again starts an ended server on the same data and addresses.

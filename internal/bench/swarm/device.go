@@ -197,8 +197,11 @@ func (d *device) subscribe(ctx context.Context, client *mqtt.Client, filters []s
 		}
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.servedAt = time.Now().UnixMicro()
+	d.mu.Unlock()
+	if enveloped == nil {
+		d.squad.note(d.tellAccepted())
+	}
 	return nil
 }
 

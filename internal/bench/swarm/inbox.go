@@ -105,8 +105,20 @@ func (d *device) settle() error {
 	}
 	d.have, d.next, d.lacks = d.next, nil, nil
 	d.accepted = d.epoch
-	epoch := d.accepted
 	d.mu.Unlock()
+	return d.tellAccepted()
+}
+
+// tellAccepted reports which desired state the device has, unless the server has acknowledged that already. It is
+// called again after a lost connection: the report may have been lost with it.
+func (d *device) tellAccepted() error {
+	d.mu.Lock()
+	epoch := d.accepted
+	told := d.known >= epoch
+	d.mu.Unlock()
+	if told {
+		return nil
+	}
 	return d.report(reportOf{}, func(err error) {
 		if err != nil {
 			d.squad.note(fmt.Errorf("report of a new epoch: %w", err))
