@@ -65,7 +65,7 @@ func (s *Service) tryEnroll(ctx context.Context, in enrollment) ([]byte, error) 
 		return nil, err
 	}
 	var c Certificate
-	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
+	err = s.cfg.DB.WriteShared(ctx, func(tx *sqldb.Tx) error {
 		c, err = s.enrollTx(ctx, tx, t, issuance{authority: a, request: req, address: in.address})
 		return err
 	})
@@ -269,7 +269,7 @@ func (s *Service) reenroll(ctx context.Context, cert *x509.Certificate, address 
 		return nil, err
 	}
 	var c Certificate
-	err = s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
+	err = s.cfg.DB.WriteShared(ctx, func(tx *sqldb.Tx) error {
 		c, err = s.reenrollTx(ctx, tx, current, issuance{authority: a, device: d, request: req, address: address})
 		return err
 	})

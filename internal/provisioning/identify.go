@@ -144,7 +144,7 @@ func (v *verified) add(raw []byte) {
 // markFirstUse ends the certificates that came before this one: the device has proven that it has the
 // new key.
 func (s *Service) markFirstUse(ctx context.Context, d device.Device, c Certificate) error {
-	return s.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
+	return s.cfg.DB.WriteShared(ctx, func(tx *sqldb.Tx) error {
 		now := s.cfg.Now()
 		first, err := markUsed(ctx, tx, c.Serial, now)
 		if err != nil || !first {
