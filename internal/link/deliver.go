@@ -11,7 +11,7 @@ import (
 	"steward/internal/wire"
 )
 
-// message is something for the device that waits for its turn.
+// message is something for the device.
 type message struct {
 	name        downName
 	rest        string // what follows the name in the topic
@@ -19,9 +19,13 @@ type message struct {
 	correlation []byte
 }
 
-// queueMost bounds the messages that wait because the device does not acknowledge those before. A device
-// gets one for each that it sends, so only one that sends and doesn't listen comes here.
-const queueMost = 64
+// Desired states and commands go out with QoS 1, when they were subscribed to so. Answers go out with QoS 0:
+// who has lost one with its connection asks again, an acknowledgement of each would double the packets, and
+// a device that handles a desired state before it acknowledges it gets the documents that it fetches
+// meanwhile.
+
+// queueMost bounds the commands that wait for the device's acknowledgement of those before.
+const queueMost = 32
 
 // writeMost is how much is written at a time, in bytes; a larger message goes alone.
 const writeMost = 64 << 10
@@ -49,25 +53,20 @@ func (ss *session) note(p *mqtt.Packet) error {
 	return nil
 }
 
-// enqueue adds a message for the device, if it has subscribed to such; flush sends it. A device that
-// lets too many wait is told so and loses its connection: it asks again when it is back.
-func (ss *session) enqueue(m message) {
+// reply puts an answer behind the acknowledgement that is written next, if the device has subscribed to such.
+func (ss *session) reply(m message) {
 	ss.mu.Lock()
-	_, _, wanted := ss.subs.find(m.name, m.rest)
-	full := wanted && len(ss.queue) >= queueMost
-	if wanted && !full {
-		ss.queue = append(ss.queue, m)
-	}
-	ss.mu.Unlock()
-	if full {
-		ss.close("too many messages wait for the device's acknowledgement", mqtt.QuotaExceeded)
-	}
+	defer ss.mu.Unlock()
+	buf := bytes.NewBuffer(ss.answers)
+	ss.encode(buf, m, 0)
+	ss.answers = buf.Bytes()
 }
 
-// flush writes what may be written now. It waits for another writer, and at most writeTime for the peer.
+// flush writes what may be written now. It waits for another writer, and for the peer at most writeTime or
+// as long as for a piece of a body.
 func (ss *session) flush() error {
 	ss.writes.Lock()
-	return ss.write(writeTime)
+	return ss.write(min(writeTime, ss.s.cfg.BodyTimeout))
 }
 
 // tryFlush is flush for who must not wait: when another goroutine writes, that one writes this too.
@@ -111,11 +110,11 @@ func (ss *session) ready() bool {
 	if ss.ended != "" {
 		return false
 	}
-	return len(ss.control) > 0 || ((len(ss.queue) > 0 || ss.pending != nil) && len(ss.onWay) < ss.window)
+	return len(ss.control)+len(ss.answers) > 0 || ((len(ss.queue) > 0 || ss.pending != nil) && len(ss.onWay) < ss.window)
 }
 
-// collect encodes what may be sent now: control packets, then messages as long as the device has room for
-// them, last the desired state, of which only the newest counts.
+// collect encodes what may be sent now: control packets and answers, then commands as long as the device has
+// room for them, last the desired state, of which only the newest counts.
 func (ss *session) collect(buf *bytes.Buffer) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
@@ -123,27 +122,30 @@ func (ss *session) collect(buf *bytes.Buffer) {
 		return
 	}
 	buf.Write(ss.control)
-	ss.control = nil
+	buf.Write(ss.answers)
+	ss.control, ss.answers = nil, nil
 	for len(ss.queue) > 0 && len(ss.onWay) < ss.window && buf.Len() < writeMost {
 		m := ss.queue[0]
 		if ss.queue = ss.queue[1:]; len(ss.queue) == 0 {
 			ss.queue = nil
 		}
-		ss.encode(buf, m)
+		ss.encode(buf, m, 1)
 	}
 	if p := ss.pending; p != nil && len(ss.queue) == 0 && len(ss.onWay) < ss.window && buf.Len() < writeMost {
 		ss.pending = nil
 		ss.epoch = p.Epoch
-		ss.encode(buf, message{name: downDesired, payload: p.Envelope})
+		ss.encode(buf, message{name: downDesired, payload: p.Envelope}, 1)
 	}
 }
 
-// encode appends a PUBLISH. What became too large for the client's taste, or was unsubscribed, is dropped.
-func (ss *session) encode(buf *bytes.Buffer, m message) {
-	qos, form, ok := ss.subs.find(m.name, m.rest)
+// encode appends a PUBLISH with the given QoS or the granted one, whichever is lower (section 3.8.4). What is
+// not subscribed to, or too large for the client, is dropped.
+func (ss *session) encode(buf *bytes.Buffer, m message, qos byte) {
+	granted, form, ok := ss.subs.find(m.name, m.rest)
 	if !ok {
 		return
 	}
+	qos = min(qos, granted)
 	who := wire.Me
 	if form == 1 {
 		who = string(ss.id)
@@ -221,7 +223,7 @@ func (ss *session) command(waiting []wire.RemoteCommand) {
 	sent := make(map[string]struct{}, len(waiting))
 	var fresh []message
 	for _, c := range waiting {
-		if _, has := ss.commands[c.ID]; !has && len(ss.queue)+len(fresh) >= queueMost/2 {
+		if _, has := ss.commands[c.ID]; !has && len(ss.queue)+len(fresh) >= queueMost {
 			ss.more = true // looked for again when there is room
 			continue
 		} else if !has {
@@ -245,5 +247,5 @@ func (ss *session) command(waiting []wire.RemoteCommand) {
 // problem tells the device on down/problem why a message was refused.
 func (ss *session) problem(topic string, correlation []byte, p wire.Problem) {
 	payload, _ := json.Marshal(wire.MessageProblem{Problem: p, Topic: strings.ToValidUTF8(topic, "")}) // strings and numbers only
-	ss.enqueue(message{name: downProblem, payload: payload, correlation: correlation})
+	ss.reply(message{name: downProblem, payload: payload, correlation: correlation})
 }

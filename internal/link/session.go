@@ -60,7 +60,8 @@ type session struct {
 	mu       sync.Mutex
 	subs     subscriptions
 	control  []byte       // encoded packets that nothing holds back
-	queue    []message    // that wait for their turn
+	answers  []byte       // encoded messages that go behind them: the acknowledgement comes first
+	queue    []message    // commands that wait for their turn
 	pending  *wire.Sealed // the newest desired state that the device was not sent yet
 	epoch    int64        // of the desired state it was sent last, or says that it has
 	onWay    []uint16     // QoS 1 identifiers without acknowledgement

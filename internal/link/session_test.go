@@ -287,34 +287,41 @@ func TestDeviceGetsNoMoreThanItHasRoomFor(t *testing.T) {
 	}
 }
 
-func TestDeviceThatSendsAndDoesNotListenIsCutOff(t *testing.T) {
-	h := lite(t, func(cfg *link.Config) { cfg.Burst = 1000 })
+func TestAnswersComeWhileAMessageIsNotAcknowledged(t *testing.T) {
+	h := lite(t, nil)
 	m := h.enrolled(device.DefaultTenant, "SN-1")
+	h.desire(m.d, 30)
 	c, _ := m.packets(t, mqtt.Version5, func(p *mqtt.Packet) { p.Properties.ReceiveMaximum = 1 })
-	c.subscribe(1, down(wire.TopicProblem))
-	go func() { // each message is refused, and told
-		for id := uint16(1); id < 200; id++ {
-			p := mqtt.Packet{ProtocolVersion: mqtt.Version5, TopicName: up("nothing"), PacketID: id}
-			p.FixedHeader.Type, p.FixedHeader.Qos = mqtt.TypePublish, 1
-			if mqtt.Write(c.conn, &p) != nil {
-				return
-			}
+	c.subscribe(1, down("#"))
+	first := c.read()
+	hash := string(desiredOf(t, first.Payload).Sections[wire.SectionMonitoring])
+	for id := uint16(1); id < 50; id++ { // as a device does that acknowledges when it has done all
+		c.publish(1, id, up(wire.TopicFetch+"/"+hash), "")
+		c.want(mqtt.TypePuback, id)
+		if got := c.want(mqtt.TypePublish, 0); got.TopicName != down(wire.TopicDocument+"/"+hash) || got.FixedHeader.Qos != 0 {
+			t.Fatalf("%+v %s", got.FixedHeader, got.TopicName)
 		}
-	}()
-	acks := 0
-	for {
-		p, err := c.next()
-		if err != nil {
-			t.Fatalf("after %d acknowledgements: %v", acks, err)
-		}
-		if p.FixedHeader.Type == mqtt.TypeDisconnect {
-			if mqtt.Reason(p.ReasonCode) != mqtt.QuotaExceeded {
-				t.Errorf("%s", mqtt.Reason(p.ReasonCode))
-			}
-			return
-		}
-		acks++
 	}
+}
+
+func TestDeviceThatSendsAndDoesNotReadIsCutOff(t *testing.T) {
+	h := lite(t, func(cfg *link.Config) { cfg.Rate, cfg.Burst, cfg.BodyTimeout = 1e9, 1e9, 200*time.Millisecond })
+	m := h.enrolled(device.DefaultTenant, "SN-1")
+	c, _ := m.packets(t, mqtt.Version5, nil)
+	c.subscribe(1, down("#"))
+	long := up(wire.TopicTelemetry + "/" + strings.Repeat("x", 60_000))
+	for { // each is told to be no topic, in as many words
+		p := mqtt.Packet{ProtocolVersion: mqtt.Version5, TopicName: long}
+		p.FixedHeader.Type = mqtt.TypePublish
+		_ = c.conn.SetWriteDeadline(time.Now().Add(15 * time.Second))
+		if err := mqtt.Write(c.conn, &p); err != nil {
+			if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() {
+				t.Fatal("the connection lives on")
+			}
+			break
+		}
+	}
+	eventually(t, func() bool { return h.link.Sessions(m.d.Num) == 0 })
 }
 
 func TestDeviceThatHasTheNewestStateIsNotSentItAgain(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 // This file is what messages are about, for HTTPS and MQTT alike: it reads them, hands them to their rooms
 // and returns after the commit.
 
-// up handles a message of the device; what is to be said in return it queues for the device.
+// up handles a message of the device; what is to be said in return goes with its acknowledgement.
 func (ss *session) up(ctx context.Context, d device.Device, to upTopic, payload, correlation []byte) error {
 	s := ss.s
 	switch to.name {
@@ -27,7 +27,7 @@ func (ss *session) up(ctx context.Context, d device.Device, to upTopic, payload,
 		if err != nil {
 			return err
 		}
-		ss.enqueue(message{name: downReport, payload: body, correlation: correlation})
+		ss.reply(message{name: downReport, payload: body, correlation: correlation})
 		return nil
 	case wire.TopicDocument:
 		return s.takeDocument(ctx, d, to.rest, payload)
@@ -38,7 +38,7 @@ func (ss *session) up(ctx context.Context, d device.Device, to upTopic, payload,
 		if err != nil {
 			return err
 		}
-		ss.enqueue(message{name: downDesired, payload: envelope, correlation: correlation})
+		ss.reply(message{name: downDesired, payload: envelope, correlation: correlation})
 		ss.mu.Lock()
 		ss.epoch = max(ss.epoch, epoch)
 		ss.mu.Unlock()
@@ -74,7 +74,7 @@ func (ss *session) fetch(ctx context.Context, d device.Device, name string, corr
 	if len(body)+len(correlation)+around > ss.mostBytes {
 		return fault.Coded(fault.TooLarge, wire.CodeRequestInvalid, "document %s has %d bytes, more than a packet may have here: fetch it by HTTPS", hash, len(body))
 	}
-	ss.enqueue(message{name: downDocument, rest: name, payload: body, correlation: correlation})
+	ss.reply(message{name: downDocument, rest: name, payload: body, correlation: correlation})
 	return nil
 }
 
