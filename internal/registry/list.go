@@ -210,15 +210,20 @@ func (p plan) rest(sel device.Selector) device.Selector {
 	return sel.Without(p.anchor, false)
 }
 
-// order is by number, or by term in a search, named so that the engine sees that it walks in this order.
-func (p plan) order(f Filter) string {
-	switch {
-	case f.Search != "":
-		return "t.term, t.num"
-	case p.entry == byLabel:
+// num is the column with the number that an entry knows before it has read the device.
+func (p plan) num() string {
+	if p.entry == byLabel {
 		return "a.num"
 	}
 	return "d.num"
+}
+
+// order is by number, or by term in a search, named so that the engine sees that it walks in this order.
+func (p plan) order(f Filter) string {
+	if f.Search != "" {
+		return "t.term, t.num"
+	}
+	return p.num()
 }
 
 // labelsWhere is the condition on registry_label a for a part of a list that begins with labels.
@@ -295,7 +300,7 @@ func (dk *Desk) addConditions(q *sqldb.Builder, p plan, scope device.Scope, f Fi
 		}
 	}
 	addFilter(q, p, f)
-	cond, args := p.rest(scope.Selector.And(f.Selector)).WhereEach("registry_label", "d.num")
+	cond, args := p.rest(scope.Selector.And(f.Selector)).WhereEach("registry_label", p.num())
 	q.Add("AND "+cond, args...)
 	if f.Presence != "" && dk.cfg.Presence != nil {
 		cond, args := dk.cfg.Presence.Where("d.num", f.Presence)
@@ -325,6 +330,21 @@ func termRange(search string) (low, high []byte) {
 	return low, append(slices.Clone(low), 0xff) // behind everything that begins so: no UTF-8 has this byte
 }
 
+// stageNames writes stages for an IN. Those that exist are written out, since PostgreSQL knows how many devices
+// have which and forgets to ask when it is an argument.
+func stageNames(list []device.Stage) (names string, args []any) {
+	for i, st := range list {
+		name := "?"
+		if slices.Contains(device.Stages, st) {
+			name = "'" + string(st) + "'"
+		} else {
+			args = append(args, string(st))
+		}
+		names += comma(i) + name
+	}
+	return names, args
+}
+
 // addFilter adds stage, model and IDs. What the plan does not begin with is written as an expression,
 // so that no engine takes its index instead of the one that was chosen.
 func addFilter(q *sqldb.Builder, p plan, f Filter) {
@@ -335,11 +355,8 @@ func addFilter(q *sqldb.Builder, p plan, f Filter) {
 		return "(d." + name + " || '')"
 	}
 	if len(f.Stages) > 0 {
-		args := make([]any, len(f.Stages))
-		for i, st := range f.Stages {
-			args[i] = st
-		}
-		q.Add("AND "+column("stage", byStage)+" IN ("+marks(len(args))+")", args...)
+		stages, args := stageNames(f.Stages)
+		q.Add("AND "+column("stage", byStage)+" IN ("+stages+")", args...)
 	}
 	if f.Model != "" {
 		q.Add("AND "+column("model", byModel)+" = ?", f.Model)

@@ -27,7 +27,7 @@ type span struct {
 // How many rows of its index one page of a list looks at.
 const (
 	firstSpan   = 1000
-	pageRows    = 8_000   // for programs: some 10 ms
+	pageRows    = 5_000   // for programs: some 10 ms
 	consoleRows = 250_000 // for people, who would rather wait than see an empty page: some 300 ms
 	allRows     = math.MaxInt
 )
@@ -109,11 +109,8 @@ func spanEnd(ctx context.Context, q sqldb.Reader, p plan, scope device.Scope, f 
 	b, byNum := sqldb.NewQuery("SELECT d.num, '' FROM registry_device d WHERE d.tenant = ?", scope.Tenant), "d.num"
 	switch p.entry {
 	case byStage:
-		args := []any{}
-		for _, st := range f.Stages {
-			args = append(args, st)
-		}
-		b.Add("AND d.stage IN ("+marks(len(args))+")", args...)
+		stages, args := stageNames(f.Stages)
+		b.Add("AND d.stage IN ("+stages+")", args...)
 	case byModel:
 		b.Add("AND d.model = ?", f.Model)
 	case byLabel:
@@ -173,7 +170,7 @@ func (s *Service) Part(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		next = end.Num
 	}
 	addFilter(b, p, f)
-	cond, args := p.rest(scope.Selector.And(part.Selector)).WhereEach("registry_label", "d.num")
+	cond, args := p.rest(scope.Selector.And(part.Selector)).WhereEach("registry_label", num)
 	b.Add("AND "+cond, args...).Add("ORDER BY " + num + limited(part.Limit))
 	if nums, err = sqldb.Collect(ctx, q, sqldb.Value[int64], b.SQL(), b.Args()...); err != nil {
 		return nil, 0, fmt.Errorf("look for the next devices: %w", err)
