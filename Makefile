@@ -10,7 +10,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 20s
 BENCHTIME   ?= 1s
 
-.PHONY: help build run demo test test-components check generate bench fuzz clean image
+.PHONY: help deb build run demo test test-components check generate bench fuzz clean image
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -47,6 +47,9 @@ bench: build ## run the benchmarks of docs/benchmarks.md
 
 fuzz: ## fuzz every parser for FUZZTIME each
 	scripts/fuzz $(FUZZTIME)
+
+deb: ## build the Debian packages into dist/
+	packaging/build-deb dist
 
 clean: ## remove what was built
 	rm -rf bin dist
