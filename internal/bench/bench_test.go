@@ -253,7 +253,7 @@ func TestReportsAreAcknowledged(t *testing.T) {
 }
 
 func TestAChangeReachesAllConnectedDevices(t *testing.T) {
-	if r := runScenario(t, smallFleet(t), "change")["change"]; r.Devices != 20 || r.P99 < r.P50 || r.P50 <= 0 || r.PerSecond <= 0 {
+	if r := runScenario(t, smallFleet(t), "change")["change"]; r.Devices != 20 || r.P99 < r.P50 || r.P99 <= 0 || r.PerSecond <= 0 {
 		t.Errorf("change: %+v", r)
 	}
 }
@@ -285,10 +285,14 @@ func TestADayHasMessagesCommandsReadersAndAChange(t *testing.T) {
 	b := smallFleet(t)
 	b.span = 5 * time.Second
 	rows := runScenario(t, b, "mixed")
-	for _, want := range []string{"mixed", "mixed/heartbeats", "mixed/changed reports", "mixed/telemetry", "mixed/events", "mixed/commands", "mixed/reads", "mixed/change"} {
+	for _, want := range []string{"mixed", "mixed/heartbeats", "mixed/changed reports", "mixed/telemetry", "mixed/events", "mixed/commands", "mixed/reads"} {
 		if r := rows[want]; r.P99 < r.P50 || r.P50 <= 0 || r.PerSecond <= 0 {
 			t.Errorf("%s: %+v", want, r)
 		}
+	}
+	// Half of so few devices may have it within the clock's next tick.
+	if r := rows["mixed/change"]; r.P99 < r.P50 || r.P99 <= 0 || r.PerSecond <= 0 {
+		t.Errorf("mixed/change: %+v", r)
 	}
 }
 
