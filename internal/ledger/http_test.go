@@ -273,14 +273,17 @@ func TestReadsStayQuickInALargeLedger(t *testing.T) {
 		}
 		h.append(event("rare.mine", deviceA))
 		h.sequence()
+		// the quickest of many, since what else the machine does only adds to it
 		took := func(f ledger.Filter, want int) time.Duration {
-			begin := time.Now()
+			quickest := time.Hour
 			for range 30 {
+				begin := time.Now()
 				if got := h.events(f); len(got) != want {
 					t.Fatalf("%+v: %d events, want %d", f, len(got), want)
 				}
+				quickest = min(quickest, time.Since(begin))
 			}
-			return time.Since(begin)
+			return quickest
 		}
 		whole := took(ledger.Filter{Tenant: "default", Actor: "nobody"}, 0) // has to read every row
 		for name, d := range map[string]time.Duration{
