@@ -82,7 +82,7 @@ func build(dir, version, epoch string, names ...string) ([]byte, error) {
 		args = append(args, name+":"+runtime.GOARCH)
 	}
 	cmd := exec.Command("./build-deb", args...)
-	cmd.Env = append(os.Environ(), "DEB_VERSION="+version, "SOURCE_DATE_EPOCH="+epoch)
+	cmd.Env = append(os.Environ(), "DEB_VERSION="+version, "SOURCE_DATE_EPOCH="+epoch, "DEB_COMPRESS=gzip")
 	return cmd.CombinedOutput()
 }
 
@@ -197,6 +197,8 @@ func TestHAProxyTakesItsConfiguration(t *testing.T) {
 // engine is a Docker Engine of this test's own.
 func engine(t *testing.T) (socket string) {
 	t.Helper()
+	runtime.LockOSThread() // Pdeathsig is about the thread that has started it
+	t.Cleanup(runtime.UnlockOSThread)
 	needRoot(t)
 	need(t, "dockerd", "docker")
 	dir, err := os.MkdirTemp("", "stwd-") // a short path, for the sockets in it
@@ -211,6 +213,7 @@ func engine(t *testing.T) (socket string) {
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // it ends with the tests, by whatever cause
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
