@@ -48,7 +48,7 @@ const (
 	look = 5 * time.Second
 	// A step's size is set so that it takes about this long in its transaction.
 	stepTime                    = 60 * time.Millisecond
-	firstStep, minStep, maxStep = 200, 25, 5000
+	firstStep, minStep, maxStep = 200, 100, 5000
 	maxPause                    = time.Minute // between tries of work that fails
 )
 

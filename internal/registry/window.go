@@ -155,7 +155,7 @@ func (s *Service) Part(ctx context.Context, q sqldb.Reader, scope device.Scope, 
 		return nil, 0, err
 	}
 	after := position{Num: part.After}
-	end, err := spanEnd(ctx, q, p, scope, f, after, max(8*part.Limit, 4*firstSpan))
+	end, err := spanEnd(ctx, q, p, scope, f, after, max(4*part.Limit, firstSpan))
 	if err != nil {
 		return nil, 0, err
 	}

@@ -52,12 +52,27 @@ func (c *change) run(ctx context.Context, tenant device.TenantID, nums []int64, 
 	return nil
 }
 
+// byIndex has PostgreSQL go from the picked devices to their rows by indexes, for the rest of the
+// transaction. It knows nothing of rows that were written just now, and would read whole tables for
+// joins with them: a step over some hundred devices would cost as much as there are devices.
+func (c *change) byIndex(ctx context.Context) error {
+	if c.tx.Dialect() != sqldb.Postgres {
+		return nil
+	}
+	_, err := c.exec(ctx, "set the planner", sqldb.NewQuery(
+		"SELECT set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('enable_seqscan', 'off', true)"))
+	return err
+}
+
 // rowsAtOnce bounds the rows of one statement: SQLite takes 32,766 arguments.
 const rowsAtOnce = 500
 
 // pick marks devices, meeting them where they are new. The order of their numbers is that in which
 // PostgreSQL locks them.
 func (c *change) pick(ctx context.Context, tenant device.TenantID, nums []int64) error {
+	if err := c.byIndex(ctx); err != nil {
+		return err
+	}
 	for chunk := range slices.Chunk(slices.Sorted(slices.Values(nums)), rowsAtOnce) {
 		b := sqldb.NewQuery(`INSERT INTO update_device (num, tenant, picked) VALUES`)
 		for i, num := range chunk {
@@ -74,6 +89,9 @@ func (c *change) pick(ctx context.Context, tenant device.TenantID, nums []int64)
 }
 
 func (c *change) pickOne(ctx context.Context, num int64) error {
+	if err := c.byIndex(ctx); err != nil {
+		return err
+	}
 	_, err := c.exec(ctx, "pick device", sqldb.NewQuery(`UPDATE update_device SET picked = ? WHERE num = ?`, c.mark, num))
 	return err
 }
@@ -285,7 +303,11 @@ func (c *change) rewriteGroup(ctx context.Context, g group) error {
 	if err != nil {
 		return fmt.Errorf("set the desired releases: %w", err)
 	}
-	_, err = c.exec(ctx, "keep what devices want", sqldb.NewQuery(`UPDATE update_device SET wants = ? WHERE num IN (`, next).Add(nums, args...).Add(`)`))
+	// The group again, device by device: a join of the picked with the picked may compare all with all.
+	asked := `(SELECT s.%s FROM update_state s WHERE s.num = update_device.num AND s.name = ? AND s.current = 1)`
+	_, err = c.exec(ctx, "keep what devices want", sqldb.NewQuery(`UPDATE update_device SET wants = ? WHERE picked = ? AND wants = ?`, next, c.mark, g.wants).
+		Add(`AND COALESCE(`+fmt.Sprintf(asked, "assignment")+`, 0) = ?`, c.name, g.assignment).
+		Add(`AND COALESCE(`+fmt.Sprintf(asked, "attempt")+`, 0) = ?`, c.name, g.attempt))
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -132,17 +133,32 @@ func (s *Service) step(ctx context.Context, tx *sqldb.Tx, w *work, size int) (do
 	if take == nil {
 		return false, fmt.Errorf("assignment %s has a change of the unknown kind %q", a.ID, w.Task)
 	}
-	// PostgreSQL plans as for few devices unless it is told, which costs more than a step.
 	nums, err := take(ctx, &c, a, w, min(size, stepDevices))
 	if err != nil {
 		return false, fmt.Errorf("%s %s: %w", w.Task, a.ID, err)
 	}
+	before := w.Done
 	w.Done += int64(len(nums))
+	if err := analyze(ctx, tx, before, w.Done); err != nil {
+		return false, err
+	}
 	if w.position == 0 {
 		return true, s.end(ctx, tx, a, *w)
 	}
 	_, err = tx.Exec(ctx, `UPDATE update_work SET position = $1, done = $2 WHERE assignment = $3`, w.position, w.Done, w.assignment)
 	return false, err
+}
+
+// analyze lets PostgreSQL see what the steps have written, whenever that has doubled: it believes a table
+// small until somebody looks, and its own look may be a minute late.
+func analyze(ctx context.Context, tx *sqldb.Tx, before, done int64) error {
+	if tx.Dialect() != sqldb.Postgres || done < atOnce || bits.Len64(uint64(before)) == bits.Len64(uint64(done)) {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, "ANALYZE update_state, update_device"); err != nil {
+		return fmt.Errorf("look at what was written: %w", err)
+	}
+	return nil
 }
 
 // end removes the work. What took more than one transaction is told when it is done.
