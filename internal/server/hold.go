@@ -27,6 +27,9 @@ func Lock(dir string) (unlock func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
+	if err := ownedAs(dir, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the data directory: %w", err), f.Close())
+	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return nil, errors.Join(fmt.Errorf("%w: %s", ErrRunning, dir), f.Close())
@@ -35,6 +38,21 @@ func Lock(dir string) (unlock func() error, err error) {
 		return nil, errors.Join(fmt.Errorf("lock the data directory: %w", err), f.Close())
 	}
 	return f.Close, nil // the lock is the open file's
+}
+
+// ownedAs gives a file that root has made to the directory's owner, as whom the server runs.
+func ownedAs(dir string, f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return f.Chown(int(st.Uid), int(st.Gid))
+	}
+	return nil
 }
 
 // hold is what a held data directory says to a server that wants to start in it.
@@ -56,7 +74,7 @@ func Hold(dir, why string, now time.Time) error {
 		return fmt.Errorf("hold the data directory: %w", err)
 	}
 	_, err = f.Write(append(data, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+	if err = errors.Join(err, ownedAs(dir, f), f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
