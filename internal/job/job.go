@@ -154,16 +154,16 @@ func (r *Runner) finish(ctx context.Context, id string) error {
 	return nil
 }
 
-// step runs one step and learns from it how long the next should be. Only the time in the transaction
-// counts, since that is what others wait for.
+// step runs one step and learns from it how long the next should be. What counts is the time from its
+// beginning to the end of its commit, since that is what others wait for: on SQLite writing the pages of
+// a large step takes longer than changing them.
 func (r *Runner) step(ctx context.Context, id string) (done bool, err error) {
 	r.mu.Lock()
 	size := r.size
 	r.mu.Unlock()
-	var took time.Duration
+	var began time.Time
 	err = r.cfg.DB.Write(ctx, func(tx *sqldb.Tx) error {
-		began := time.Now()
-		defer func() { took = time.Since(began) }()
+		began = time.Now()
 		done, err = r.cfg.Work.Step(ctx, tx, id, size)
 		return err
 	})
@@ -171,7 +171,7 @@ func (r *Runner) step(ctx context.Context, id string) (done bool, err error) {
 		return false, err
 	}
 	if !done {
-		r.learn(size, took)
+		r.learn(size, time.Since(began))
 	}
 	return done, nil
 }

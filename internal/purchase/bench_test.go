@@ -86,6 +86,7 @@ func (k *desk) felt(b *testing.B, units int, work func()) {
 	stop()
 	slices.Sort(waits)
 	b.ReportMetric(float64(units)/took.Seconds(), "units/s")
+	b.ReportMetric(float64(waits[len(waits)/2].Milliseconds()), "other-p50-ms")
 	b.ReportMetric(float64(waits[len(waits)*99/100].Milliseconds()), "other-p99-ms")
 	b.ReportMetric(float64(waits[len(waits)-1].Milliseconds()), "other-max-ms")
 }

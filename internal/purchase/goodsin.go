@@ -174,8 +174,8 @@ type bookingPart struct {
 // rows is how many.
 func (p bookingPart) rows() int { return len(p.Matched) + len(p.Discrepancies) }
 
-// partRows is how many rows wait in one part, at most.
-const partRows = 200
+// partRows is how many rows wait in one part, at most: the smallest step.
+const partRows = 100
 
 // parts divides the rows.
 func (c Check) parts() []bookingPart {
